@@ -1,0 +1,1012 @@
+"""What several of the papers share, and nothing else.
+
+    networks        conv_block, ResidualBlock, PatchGAN, init_normal
+    GAN losses      vanilla, LSGAN, hinge, WGAN, each as D's and G's side; gradient_penalty
+    landmarks       heatmaps, 68 and 66 points, mirror order, crop by box, .pts files
+    image bank      every picture decoded once, drawn by index
+    run             settings, checkpoints, exact resume, log, loss plot, signals, frozen nets, mixed precision
+    command line    --train --evaluate --ablate --infer --explain --check --bench, the same for every paper
+"""
+import argparse
+import ast
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import inspect
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFile, ImageOps
+from tqdm import tqdm
+
+
+class UserError(Exception):
+    """Something only the user can mend. The command line prints it as one line and exits with code 2."""
+
+
+# ===================================================================================================== networks
+
+NORMS = {
+    None: lambda c: nn.Identity(),
+    "batch": nn.BatchNorm2d,
+    "instance": nn.InstanceNorm2d,                                  # no affine, no running statistics
+    "instance-affine": lambda c: nn.InstanceNorm2d(c, affine=True),
+}
+
+
+def conv_block(c_in, c_out, kernel, stride, padding, norm=None, act=None, up=False, bias=True, padding_mode="zeros"):
+    """Convolution (or transposed convolution, `up`), normalisation, activation, as a flat list of layers."""
+    if up:
+        conv = nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, bias=bias)
+    else:
+        conv = nn.Conv2d(c_in, c_out, kernel, stride, padding, bias=bias, padding_mode=padding_mode)
+    return [layer for layer in (conv, NORMS[norm](c_out), act) if layer is not None and not isinstance(layer, nn.Identity)]
+
+
+class ResidualBlock(nn.Module):
+    """x + norm(conv(act(norm(conv(x))))), 3x3, no activation after the sum (He et al. 2016, as in Johnson et al. 2016)."""
+
+    def __init__(self, channels, norm="instance", act=None, bias=True, padding_mode="zeros"):
+        super().__init__()
+        act = nn.ReLU() if act is None else act
+        self.body = nn.Sequential(*conv_block(channels, channels, 3, 1, 1, norm, act, bias=bias, padding_mode=padding_mode),
+                                  *conv_block(channels, channels, 3, 1, 1, norm, bias=bias, padding_mode=padding_mode))
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+class PatchGAN(nn.Module):
+    """A discriminator that scores patches (Isola et al. 2017, section 3.2.2).
+
+    One convolution per entry of `widths`, with the stride in `strides`; `norm` after each but the first; then a head
+    with one output channel. forward(x, condition=None): x [B, c, H, W], condition [B, c', H, W] is joined to it
+    (in_channels counts both); returns unbounded scores [B, 1, h, w].
+    """
+
+    def __init__(self, in_channels=3, widths=(64, 128, 256, 512), strides=(2, 2, 2, 1), kernel=4, norm=None, slope=.2,
+                 head_kernel=4, bias=True, head_bias=True):
+        super().__init__()
+        layers, c, padding = [], in_channels, 1 if kernel > 1 else 0
+        for k, (width, stride) in enumerate(zip(widths, strides, strict=True)):
+            layers += conv_block(c, width, kernel, stride, padding, norm if k else None, nn.LeakyReLU(slope),
+                                 bias=bias and not (k and norm == "batch"))
+            c = width
+        self.trunk = nn.Sequential(*layers)
+        self.head = nn.Conv2d(c, 1, head_kernel, 1, 1 if head_kernel > 1 else 0, bias=head_bias)
+
+    def forward(self, x, condition=None):
+        return self.head(self.trunk(x if condition is None else torch.cat([x, condition], 1)))
+
+    def receptive_field(self):
+        """Side of the square of input pixels that one score sees."""
+        return receptive_field(self)
+
+
+def receptive_field(net):
+    """r_in = (r_out - 1) * stride + kernel, from the last convolution of `net` back to the first. Pixels."""
+    r = 1
+    for conv in reversed([m for m in net.modules() if isinstance(m, nn.Conv2d)]):
+        r = (r - 1) * conv.stride[0] + (conv.kernel_size[0] - 1) * conv.dilation[0] + 1
+    return r
+
+
+def init_normal(net, std=.02):
+    """Every (transposed) convolution and linear weight ~ N(0, std), biases 0; batch norm scale ~ N(1, std). Returns net.
+
+    DCGAN's rule (Radford et al. 2016), in all the official codes of the papers here except StarGAN's.
+    """
+    for m in net.modules():
+        if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            nn.init.normal_(m.weight, 0., std)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+        elif isinstance(m, nn.BatchNorm2d):
+            nn.init.normal_(m.weight, 1., std)
+    return net
+
+
+def n_parameters(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+# =================================================================================================== GAN losses
+# Every loss is *minimised*. real, fake: unbounded scores of any shape; the mean runs over batch and patches.
+
+def vanilla_D(real, fake):
+    """-log s(real) - log(1 - s(fake)), s the sigmoid: binary cross-entropy with targets 1 and 0 (Goodfellow et al. 2014)."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def vanilla_G(fake):
+    """-log s(fake): the non-saturating form (Goodfellow et al. 2014, section 3)."""
+    return F.softplus(-fake).mean()
+
+
+def lsgan_D(real, fake):
+    """(real - 1)^2 + fake^2, each score squared before the mean (Mao et al. 2017)."""
+    return ((real - 1) ** 2).mean() + (fake ** 2).mean()
+
+
+def lsgan_G(fake):
+    """(fake - 1)^2."""
+    return ((fake - 1) ** 2).mean()
+
+
+def hinge_D(real, fake):
+    """max(0, 1 - real) + max(0, 1 + fake): D pushes real above +1 and fake below -1, and rests there."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+def hinge_G(fake):
+    """-fake: G raises its score without limit."""
+    return -fake.mean()
+
+
+def wgan_D(real, fake):
+    """-real + fake: minus the difference of means that bounds the Wasserstein distance from below (Arjovsky et al. 2017)."""
+    return fake.mean() - real.mean()
+
+
+wgan_G = hinge_G
+GAN_LOSSES = {"vanilla": (vanilla_D, vanilla_G), "lsgan": (lsgan_D, lsgan_G), "hinge": (hinge_D, hinge_G), "wgan-gp": (wgan_D, wgan_G)}
+
+
+def gradient_penalty(D, real, fake, generator=None):
+    """E[(||grad D(x^)||_2 - 1)^2], x^ = a real + (1 - a) fake, one a ~ U(0, 1) per picture (Gulrajani et al. 2017).
+
+    D: [B, c, H, W] -> scores of any shape, *summed* over patches, as in the official StarGAN code; one norm per picture
+    over all its pixels and channels. real, fake: same shape, detached here. Computed in float32: squares of gradients
+    do not fit bfloat16. Returns a scalar whose gradient reaches D only.
+    """
+    a = torch.rand(len(real), 1, 1, 1, device=real.device, generator=generator)
+    x_hat = (a * real.detach() + (1 - a) * fake.detach()).requires_grad_(True)
+    with full_precision():
+        gradient, = torch.autograd.grad(D(x_hat).sum(), x_hat, create_graph=True)
+    return ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean()
+
+
+# ==================================================================================================== landmarks
+# 68 points in the iBUG / 300-W order. 66 points: the same without the inner mouth corners (0-based 60 and 64).
+# Points are [..., n, 2] as (x, y) in pixels, 0-based: the centre of the top left pixel is (0, 0).
+
+_MIRROR = [(0, 16), (1, 15), (2, 14), (3, 13), (4, 12), (5, 11), (6, 10), (7, 9), (17, 26), (18, 25), (19, 24), (20, 23), (21, 22),
+           (31, 35), (32, 34), (36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46), (48, 54), (49, 53), (50, 52), (55, 59),
+           (56, 58), (60, 64), (61, 63), (65, 67)]
+KEEP_66 = torch.tensor([k for k in range(68) if k not in (60, 64)])
+FLIP_68 = torch.arange(68)
+for _a, _b in _MIRROR:
+    FLIP_68[_a], FLIP_68[_b] = _b, _a
+FLIP_66 = torch.searchsorted(KEEP_66, FLIP_68[KEEP_66])
+
+
+def to_66(points):
+    """[..., 68 or 66, 2] -> [..., 66, 2]."""
+    return points[..., KEEP_66.to(points.device), :] if points.shape[-2] == 68 else points
+
+
+def flip_points(points, width):
+    """The landmarks of the mirrored picture: x -> width - 1 - x, and left and right points change names. 68 or 66 points."""
+    order = FLIP_68 if points.shape[-2] == 68 else FLIP_66
+    x, y = points[..., order.to(points.device), :].unbind(-1)
+    return torch.stack([width - 1 - x, y], -1)
+
+
+def heatmaps(points, size, sigma):
+    """One Gaussian per landmark: H_i(u) = exp(-||u - s_i||^2 / 2 sigma^2), peak 1, sub-pixel, differentiable in `points`.
+
+    points: [B, n, 2] pixels; size: side S; sigma: standard deviation in pixels. Returns [B, n, S, S] in [0, 1]. A point
+    outside the picture leaves its tail or nothing. (The Gaussian factors into a row and a column: no loop, no S x S exp.)
+    """
+    axis = torch.arange(size, device=points.device, dtype=points.dtype)
+    row, column = (torch.exp(-(axis - points[..., k, None]) ** 2 / (2 * sigma ** 2)) for k in (0, 1))
+    return column[..., :, None] * row[..., None, :]
+
+
+def crop_box(points, tight=16.):
+    """The box around landmarks [B, n, 2] plus a margin of `tight` per cent of its mean side (GANnotation's crop).
+
+    tight: a number or [B]. Returns low [B, 2], high [B, 2] in pixels, not clamped to any picture.
+    """
+    low, high = points.amin(-2), points.amax(-2)
+    margin = (high - low).mean(-1, keepdim=True) * torch.as_tensor(tight, device=points.device).reshape(-1, 1) / 100
+    return low - margin, high + margin
+
+
+def read_pts(path):
+    """A .pts file -> float32 [n, 2], 0-based (the files count pixels from 1). Raises UserError naming the file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        n = int(re.search(r"n_points\s*:\s*(\d+)", text).group(1))
+        values = np.array(text[text.index("{") + 1:text.index("}")].split(), dtype=np.float32).reshape(-1, 2)
+    except (OSError, ValueError, AttributeError, UnicodeError):
+        raise UserError(f"{path}: not a .pts file; expected 'version: 1', 'n_points: 68', '{{', one 'x y' a line, '}}'") from None
+    if len(values) != n or n not in (66, 68) or not np.isfinite(values).all():
+        raise UserError(f"{path}: {len(values)} points, header says {n}; expected 66 or 68 finite points")
+    return torch.from_numpy(values - 1)
+
+
+# =================================================================================================== image files
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+
+
+def open_image(path):
+    """Any picture file -> RGB PIL image, upright (EXIF), grey and palette expanded, transparency over white. UserError names the file."""
+    try:
+        image = Image.open(path)
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        elif image.mode.startswith("I;16") or image.mode in ("I", "F"):
+            array = np.asarray(image, dtype=np.float32)
+            image = Image.fromarray((array / (65535 if array.max() > 255 else 255) * 255).clip(0, 255).astype(np.uint8))
+        return image.convert("RGB")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable picture ({str(error).splitlines()[0]})") from None
+
+
+def to_tensor(image):
+    """RGB PIL image -> float32 [3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.asarray(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def to_uint8(x):
+    """[..., 3, H, W] in [-1, 1] -> uint8, rounded and clamped."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid(rows, titles=None, scale=1):
+    """Pictures as a contact sheet. rows: list of [n, 3, S, S] in [-1, 1], one *column* each; titles: one per column. Returns a PIL image."""
+    columns = [to_uint8(column.cpu()) for column in rows]
+    n, _, h, w = columns[0].shape
+    sheet = torch.full((3, n * (h + 2), len(columns) * (w + 2)), 255, dtype=torch.uint8)
+    for k, column in enumerate(columns):
+        for i in range(n):
+            sheet[:, i * (h + 2):i * (h + 2) + h, k * (w + 2):k * (w + 2) + w] = column[i]
+    image = Image.fromarray(sheet.permute(1, 2, 0).numpy())
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    if titles:
+        top = Image.new("RGB", (image.width, image.height + 14), "white")
+        top.paste(image, (0, 14))
+        draw = ImageDraw.Draw(top)
+        for k, title in enumerate(titles):
+            draw.text((k * (w + 2) * scale + 2, 1), title[:max(1, (w + 2) * scale // 6)], fill="black")
+        image = top
+    return image
+
+
+def draw_points(points, size):
+    """Landmarks [B, n, 2] as a picture for the grid: white dots on black, [B, 3, S, S] in [-1, 1]."""
+    return (heatmaps(points, size, .6 * size / 64).amax(1, keepdim=True) * 2 - 1).expand(-1, 3, -1, -1)
+
+
+def write_gif(frames, path, ms=80):
+    """frames: list of PIL images of one size."""
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=ms, loop=0)
+
+
+# ==================================================================================================== image bank
+
+def cached(cfg, key, shape, fill):
+    """A uint8 array of `shape`, made once by `fill(array)` and kept as a memory-mapped .npy in cfg.cache.
+
+    key: anything with a repr that changes when the content would. Written beside and renamed, so a killed run leaves no
+    half of a file. Returns a tensor: on the GPU if it fits in a third of its free memory, else mapped from disk.
+    """
+    path = Path(cfg.cache) / (hashlib.sha256(repr((key, shape)).encode()).hexdigest()[:20] + ".npy")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            array = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+            fill(array)
+            array.flush()
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    array = np.load(path, mmap_mode="c")                            # copy on write: torch wants a writable array
+    if cfg.device.startswith("cuda") and array.nbytes < torch.cuda.mem_get_info()[0] / 3:
+        return torch.from_numpy(np.array(array)).to(cfg.device)
+    return torch.from_numpy(array)
+
+
+def draw(bank, index, device):
+    """Pictures `index` of a bank: uint8 [N, 3, H, W] -> float32 [B, 3, H, W] in [-1, 1] on `device`."""
+    return bank[index.to(bank.device)].to(device, non_blocking=True).float() / 127.5 - 1
+
+
+def decode_all(paths, decode, array, skip_bad):
+    """array[i] = decode(i) for every path, in threads, with a progress bar. Returns the indices that could be read.
+
+    Files that raise UserError: one error that names the first of them, or, with skip_bad, a line that counts them.
+    """
+    bad = {}
+
+    def one(i):
+        try:
+            array[i] = decode(i)
+        except UserError as error:
+            bad[i] = str(error)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(tqdm(pool.map(one, range(len(paths))), "decoding", len(paths), disable=not sys.stderr.isatty()))
+    report_bad(sorted(bad.values()), len(paths), skip_bad)
+    return [i for i in range(len(paths)) if i not in bad]
+
+
+def report_bad(bad, total, skip_bad):
+    """One line for files that cannot be used: an error, or with skip_bad a notice."""
+    if bad:
+        more = f" (and {len(bad) - 1} more of {total})" if len(bad) > 1 else f" (the only one of {total})"
+        if not skip_bad or len(bad) == total:
+            raise UserError(bad[0] + more + ("" if skip_bad else "; mend or remove them, or add --skip-bad to go on without"))
+        print(f"left out {len(bad)} of {total} files: {bad[0]}{' ...' if len(bad) > 1 else ''}")
+
+
+# ========================================================================================================== run
+
+@dataclasses.dataclass
+class Settings:
+    """What every command understands. A paper's Config adds the paper's own."""
+    run: str = ""                     # ours: runs/<paper>; the folder that a training writes to and continues from
+    data: str = ""                    # ours: folder of the real data set; empty = toy faces
+    cache: str = "runs/cache"         # ours: decoded pictures and small judges, shared by all runs
+    device: str = "auto"              # ours: cuda where it is there
+    seed: int = 0                     # ours
+    amp: bool | None = None           # ours: bfloat16; None = on CUDA, or where the processor runs it faster
+    compile: bool = False             # ours: torch.compile; pays on a GPU after minutes of training
+    fresh: bool = False               # ours: start over instead of continuing
+    skip_bad: bool = False            # ours: go on without unreadable files
+    weights: str = ""                 # ours: a checkpoint to load the generator from
+    log_every: int = 50               # ours: steps between lines of metrics.jsonl
+    save_every: int = 500             # ours: steps between checkpoints
+    sample_every: int = 250           # ours: steps between sample grids
+    bench: bool = False               # set by --bench
+
+
+NOT_IN_CHECKPOINT = ("run", "cache", "device", "fresh", "weights", "log_every", "save_every", "sample_every", "bench", "compile", "skip_bad")
+_state = {"full_precision": False, "quiet": False}
+
+
+def say(*words):
+    if not _state["quiet"]:
+        print(*words, flush=True)
+
+
+def settle(cfg):
+    """Fill in what 'auto' means on this machine."""
+    if cfg.device == "auto":
+        cfg.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if cfg.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {cfg.device}: no CUDA device here; leave --device out to use the processor")
+    try:
+        torch.empty(1, device=cfg.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {cfg.device}: {str(error).splitlines()[0]}; expected cpu, cuda or cuda:N") from None
+    if cfg.amp is None:
+        cfg.amp = cfg.device.startswith("cuda") or _bf16_is_faster()
+    if cfg.device.startswith("cuda"):
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return cfg
+
+
+def _bf16_is_faster():
+    """Does this processor multiply bfloat16 matrices in hardware? Measured, not looked up; best of several, so that it does not waver."""
+    a = torch.randn(512, 512)
+
+    def seconds(x):
+        best = math.inf
+        for _ in range(12):
+            start = time.perf_counter()
+            x @ x
+            best = min(best, time.perf_counter() - start)
+        return best
+    return seconds(a.bfloat16()) < .6 * seconds(a)
+
+
+def prepare(net, cfg):
+    """Move a network to the device, and let its forward run in bfloat16 (cfg.amp) with float32 results; compile it (cfg.compile).
+
+    Weights and optimiser stay float32. Inside `full_precision()` the forward runs in float32.
+    """
+    net.to(cfg.device)
+    if cfg.device.startswith("cuda"):
+        net.to(memory_format=torch.channels_last)
+    forward = torch.compile(net.forward) if cfg.compile else net.forward
+
+    def mixed(*args):
+        with torch.autocast(torch.device(cfg.device).type, torch.bfloat16, enabled=cfg.amp and not _state["full_precision"]):
+            out = forward(*args)
+        return out.float() if torch.is_tensor(out) else type(out)(o.float() for o in out)
+
+    net.forward = mixed
+    return net
+
+
+@contextlib.contextmanager
+def full_precision():
+    before, _state["full_precision"] = _state["full_precision"], True
+    try:
+        yield
+    finally:
+        _state["full_precision"] = before
+
+
+@contextlib.contextmanager
+def frozen(*nets):
+    """Inside, the parameters of `nets` collect no gradient; gradients still flow *through* them to whatever feeds them."""
+    for net in nets:
+        net.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for net in nets:
+            net.requires_grad_(True)
+
+
+def linear_decay(step, steps, start):
+    """1 until `start` * steps, then linearly to 0 at `steps`. start in [0, 1]."""
+    return min(1., (steps - step) / max(1., steps * (1 - start)))
+
+
+class Run:
+    """One training: a folder with config.json, last.pt, metrics.jsonl, losses.png, samples/.
+
+    nets, opts: dicts of networks and of optimisers by name; data: has `generator` (a torch.Generator) and `sample(batch_size)`.
+    `for step, batch in run.batches(batch_size)` yields the steps that are still to do. A run that was interrupted, killed or
+    lengthened continues as if it had never stopped: networks, optimisers and every random generator come from last.pt.
+    """
+
+    def __init__(self, cfg, nets, opts, data, legend=None):
+        self.cfg, self.nets, self.opts, self.data, self.legend = cfg, nets, opts, data, legend or {}
+        self.folder, self.start, self.stop_signal = Path(cfg.run), 0, None
+        self.laps, self.bar, self.word = defaultdict(float), None, ""
+        if cfg.bench:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "samples").mkdir(exist_ok=True)
+        last = self.folder / "last.pt"
+        if last.exists() and not cfg.fresh:
+            self._resume(last)
+        else:
+            (self.folder / "metrics.jsonl").write_text("")
+            for old in (self.folder / "samples").glob("*.png"):
+                old.unlink()
+            if last.exists():
+                last.unlink()
+        settings = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
+        write_json(self.folder / "config.json", settings | {"command": command(), "torch": torch.__version__})
+
+    # ---- checkpoints
+
+    def _resume(self, path):
+        saved = load_checkpoint(path)
+        ours = _comparable(self.cfg)
+        different = [f"{k} (was {saved['config'].get(k)!r}, now {v!r})" for k, v in ours.items()
+                     if k != "steps" and saved["config"].get(k, v) != v]
+        if different:
+            raise UserError(f"{self.folder} holds a run with another {', '.join(different)}; give the same settings, "
+                            "another --run folder, or --fresh to start over")
+        for group, mine in (("nets", self.nets), ("opts", self.opts)):
+            for name, thing in mine.items():
+                thing.load_state_dict(saved[group][name])
+        self.start = saved["step"]
+        self.data.generator.set_state(saved["rng"]["data"])
+        torch.set_rng_state(saved["rng"]["torch"])
+        if "cuda" in saved["rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(saved["rng"]["cuda"])
+        log = self.folder / "metrics.jsonl"                          # drop lines later than the checkpoint
+        lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.start] if log.exists() else []
+        log.write_text("".join(line + "\n" for line in lines))
+        say(f"continuing {self.folder} from step {self.start}")
+
+    def save(self, step):
+        if self.cfg.bench:
+            return
+        rng = {"data": self.data.generator.get_state(), "torch": torch.get_rng_state()}
+        if self.cfg.device.startswith("cuda"):
+            rng["cuda"] = torch.cuda.get_rng_state()
+        content = {"paper": type(self.cfg).__module__, "step": step, "config": _comparable(self.cfg), "rng": rng,
+                   "nets": {k: v.state_dict() for k, v in self.nets.items()},
+                   "opts": {k: v.state_dict() for k, v in self.opts.items()}}
+        partial = self.folder / "last.pt.part"
+        torch.save(content, partial)
+        os.replace(partial, self.folder / "last.pt")
+
+    # ---- the loop
+
+    def batches(self, batch_size):
+        """Yields (step, data.sample(batch_size)) for step = 1 ... cfg.steps. Ctrl-C and SIGTERM end it after the step, saved."""
+        cfg = self.cfg
+        if cfg.bench:
+            yield from self._bench(batch_size)
+            return
+        if self.legend and self.start < cfg.steps:
+            say("health: " + "; ".join(f"{word} = {meaning}" for word, meaning in self.legend.items()) + "; else ok")
+        old = self._catch_signals()
+        self.bar = tqdm(total=cfg.steps, initial=self.start, unit="step", dynamic_ncols=True,
+                        disable=_state["quiet"] or not sys.stderr.isatty())
+        self.clock = time.perf_counter()
+        step = self.start
+        try:
+            for step in range(self.start + 1, cfg.steps + 1):
+                yield step, self.data.sample(batch_size)
+                self.bar.update()
+                done = step == cfg.steps or self.stop_signal
+                if done or step % cfg.save_every == 0:
+                    self.save(step)
+                if self.stop_signal:
+                    break
+        finally:
+            self.bar.close()
+            for number, handler in old.items():
+                signal.signal(number, handler)
+        if not (self.folder / "last.pt").exists():
+            self.save(step)
+        if self.stop_signal:
+            self.plot()
+            say(f"stopped at step {step} of {cfg.steps}, saved in {self.folder}; the same command goes on from there")
+            sys.exit(128 + self.stop_signal)
+        self.plot()
+
+    def _catch_signals(self):
+        def note(number, frame):
+            self.stop_signal = number
+        try:
+            return {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:                                           # not the main thread (a notebook's helper): leave signals alone
+            return {}
+
+    def update(self, name, loss):
+        """One descent step of optimiser `name` on `loss`."""
+        optimiser = self.opts[name]
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        if self.cfg.bench:
+            self._lap(name)
+
+    def learning_rate(self, lr):
+        """Set every optimiser's learning rate."""
+        for optimiser in self.opts.values():
+            for group in optimiser.param_groups:
+                group["lr"] = lr
+
+    # ---- what happened
+
+    def logs(self, step):
+        return not self.cfg.bench and (step % self.cfg.log_every == 0 or step in (1, self.cfg.steps))
+
+    def samples(self, step):
+        return not self.cfg.bench and (step % self.cfg.sample_every == 0 or step in (1, self.cfg.steps))
+
+    def log(self, step, health="ok", **values):
+        """Append one line to metrics.jsonl and show it. values: scalars or tensors with one element."""
+        values = {k: float(v) for k, v in values.items()}
+        if not all(math.isfinite(v) for v in values.values()):
+            health = "nan"
+        line = {"step": step, "health": health, **{k: round(v, 6) if math.isfinite(v) else None for k, v in values.items()},
+                "seconds": round(time.perf_counter() - self.clock, 2)}
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        text = " ".join(f"{k} {v:.3g}" for k, v in values.items())
+        self.bar.set_postfix_str(f"{health} {text}")
+        if self.bar.disable and (step % (10 * self.cfg.log_every) == 0 or step in (1, self.cfg.steps) or health != self.word):
+            rate = (step - self.start) / max(1e-9, line["seconds"])
+            say(f"step {step}/{self.cfg.steps}  {health}  {text}  {rate:.1f} step/s, {(self.cfg.steps - step) / max(rate, 1e-9) / 60:.1f} min left")
+        self.word = health
+        if step % (20 * self.cfg.log_every) == 0:
+            self.plot()
+
+    def sample(self, step, image):
+        """Keep a sample grid (PIL image)."""
+        image.save(self.folder / "samples" / f"{step:07d}.png")
+
+    def plot(self):
+        """losses.png from metrics.jsonl."""
+        lines = read_jsonl(self.folder / "metrics.jsonl")
+        if len(lines) < 2:
+            return
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        names = [k for k in lines[-1] if k not in ("step", "health", "seconds")]
+        figure = Figure(figsize=(3.2 * min(4, len(names)), 2.2 * math.ceil(len(names) / 4)), layout="constrained")
+        FigureCanvasAgg(figure)
+        for k, name in enumerate(names):
+            ax = figure.add_subplot(math.ceil(len(names) / 4), min(4, len(names)), k + 1)
+            ax.plot([line["step"] for line in lines], [line.get(name) if line.get(name) is not None else math.nan for line in lines], lw=.8)
+            ax.set_title(name, fontsize=9)
+            ax.tick_params(labelsize=7)
+        figure.savefig(self.folder / "losses.png", dpi=90)
+
+    # ---- --bench
+
+    def _lap(self, name):
+        if self.cfg.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.laps[name] += now - self.clock
+        self.clock = now
+
+    def _bench(self, batch_size):
+        from torch.utils.flop_counter import FlopCounterMode
+        warm_up, timed = 5, 10 if self.cfg.device == "cpu" else 50
+        self.flops, self.timed = 0, timed
+        for k in range(warm_up + timed):
+            if k == warm_up:
+                self.laps.clear()
+            self.clock = time.perf_counter()
+            batch = self.data.sample(batch_size)
+            self._lap("data")
+            yield self.cfg.steps, batch                              # the last step: every loss at its full weight
+            self._lap("other")
+        with FlopCounterMode(display=False) as counter:
+            yield self.cfg.steps, self.data.sample(batch_size)
+        self.flops = counter.get_total_flops()
+        _state["bench"] = self
+
+
+def _comparable(cfg):
+    """The fields that make two runs the same run, as plain values."""
+    return {f.name: (list(v) if isinstance(v := getattr(cfg, f.name), tuple) else v)
+            for f in dataclasses.fields(cfg) if f.name not in NOT_IN_CHECKPOINT}
+
+
+def command():
+    return " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def write_json(path, content):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    os.replace(partial, path)
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()] if Path(path).exists() else []
+
+
+def load_checkpoint(path):
+    """torch.load(weights_only=True), or a UserError: a checkpoint with code in it is refused, a damaged one is named."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint; train first, or give --run") from None
+    except Exception as error:
+        raise UserError(f"{path}: not a checkpoint that can be loaded safely ({str(error).splitlines()[0][:90]})") from None
+
+
+def load_weights(net, state, source):
+    """net.load_state_dict with an error that lists what is missing, unexpected or of another shape."""
+    mine = net.state_dict()
+    missing, unexpected = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
+    shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(mine[k].shape)}" for k in mine if k in state and state[k].shape != mine[k].shape]
+    if missing or unexpected or shapes:
+        def few(words):
+            return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "") if words else "none"
+        raise UserError(f"{source}: does not fit this network; missing: {few(missing)}; unexpected: {few(unexpected)}; other shape: {few(shapes)}")
+    net.load_state_dict(state)
+    return net
+
+
+def hardware(cfg):
+    """The machine, in words, for reports."""
+    if cfg.device.startswith("cuda"):
+        return torch.cuda.get_device_name(cfg.device)
+    name = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "") if os.path.exists("/proc/cpuinfo") else ""
+    return f"{os.cpu_count()} cores, {name or 'CPU'}"
+
+
+def commit():
+    """The project's git commit, for reports; '+' marks uncommitted changes."""
+    import subprocess
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return head + ("+" if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "*.py"], cwd=here).returncode else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def in_parallel(function, jobs, device):
+    """[function(job) for job in jobs], on a CPU one process with one thread per core, on a GPU one after the other."""
+    workers = 1 if device != "cpu" else min(len(jobs), os.cpu_count())
+    if workers < 2:
+        return [function(job) for job in jobs]
+    context = torch.multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        return list(pool.map(function, jobs))
+
+
+# ================================================================================================== command line
+
+MODES = {
+    "train": "train; an existing run is continued", "evaluate": "metrics on held-out faces", "ablate": "the paper's claim: with and without",
+    "infer": "translate your own files", "explain": "every equation, its function, weight and tests",
+    "check": "what is under --data", "bench": "time, memory and FLOPs of a step of this recipe",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; see --help")
+
+
+def _flag(parser, field, default, source):
+    """One field of a Config as a flag. Its type is that of its default."""
+    name = "--" + field.name.replace("_", "-")
+    if isinstance(default, bool) or field.name == "amp":
+        parser.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=source)
+    elif isinstance(default, tuple):
+        parser.add_argument(name, nargs="+", type=type(default[0]), default=None, metavar="N", help=source)
+    else:
+        def number(text):
+            value = type(default)(text)
+            if isinstance(value, (int, float)) and (not math.isfinite(value) or value < 0):
+                raise ValueError
+            return value
+        number.__name__ = {int: "whole number >= 0", float: "number >= 0"}.get(type(default), "text")
+        choices = next((c for c in (field.metadata or {}).get("choices", ()) and [field.metadata["choices"]]), None)
+        parser.add_argument(name, type=str if isinstance(default, str) else number, choices=choices, default=None, help=source,
+                            metavar=None if choices else field.name.upper())
+
+
+def sources(cls):
+    """{field: trailing comment} of a Config and its bases, read from the source itself."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            for name, comment in re.findall(r"^    (\w+):.*?#\s*(.*)$", inspect.getsource(base), re.M):
+                found[name] = comment
+    return found
+
+
+def cli(name):
+    """The command line of the paper in module `name`. See --help.
+
+    The module holds Config, SMALL, train, evaluate, ablate, infer, scan and INFER_FLAGS, a dict of extra flags for infer.
+    """
+    paper = sys.modules[name]
+    try:
+        sys.exit(_main(paper, sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError:
+        print("error: out of GPU memory; give a smaller --batch-size or --image-size", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}; nothing before the last checkpoint is lost", file=sys.stderr)
+        sys.exit(2)
+
+
+def _main(paper, argv):
+    title = Path(paper.__file__).stem
+    parser = _Parser(title, description=paper.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    modes = parser.add_argument_group("modes (they combine, in this order)")
+    for mode, text in MODES.items():
+        if mode == "infer":
+            modes.add_argument("--infer", nargs="+", metavar="FILE", help=text)
+        else:
+            modes.add_argument(f"--{mode}", action="store_true", help=text)
+    options = parser.add_argument_group("options")
+    options.add_argument("--scale", choices=("auto", "paper", "small"), default="auto",
+                         help="paper: the paper's recipe; small: minutes on a CPU; auto: paper where CUDA is there")
+    comments = sources(paper.Config)
+    defaults = paper.Config()
+    for field in dataclasses.fields(paper.Config):
+        if field.name != "bench":
+            _flag(options, field, getattr(defaults, field.name), comments.get(field.name, ""))
+    inference = parser.add_argument_group("options of --infer")
+    for flag, kwargs in paper.INFER_FLAGS.items():
+        inference.add_argument(flag, **kwargs)
+    args = parser.parse_args(argv)
+    if not any(getattr(args, mode) for mode in MODES):
+        parser.print_help()
+        return 2
+
+    scale = args.scale if args.scale != "auto" else "paper" if torch.cuda.is_available() and args.device != "cpu" else "small"
+    given = {f.name: v for f in dataclasses.fields(paper.Config) if (v := getattr(args, f.name, None)) is not None}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    cfg = paper.Config(**{**(paper.SMALL if scale == "small" else {}), **given})
+    cfg.run = cfg.run or f"runs/{title}"
+    for field in ("steps", "batch_size", "image_size", "log_every", "save_every", "sample_every"):
+        if getattr(cfg, field) < 1:
+            raise UserError(f"--{field.replace('_', '-')} {getattr(cfg, field)}: expected at least 1")
+    if cfg.data and not Path(cfg.data).is_dir():
+        raise UserError(f"--data {cfg.data}: no such folder")
+
+    if args.explain:
+        print(explain(paper))
+    if args.check:
+        check(paper, cfg)
+    if not (args.train or args.evaluate or args.ablate or args.infer or args.bench):
+        return 0
+    settle(cfg)
+    say(f"{title}: {scale} recipe on {hardware(cfg)}, {'bfloat16' if cfg.amp else 'float32'}, {cfg.image_size} px, batch {cfg.batch_size}, "
+        f"{'toy faces' if not cfg.data else cfg.data}")
+    if args.bench:
+        bench(paper, cfg)
+    if args.train:
+        paper.train(cfg)
+    if args.evaluate:
+        print(table(paper.evaluate(cfg)))
+    if args.ablate:
+        paper.ablate(cfg)
+    if args.infer:
+        extra = {flag.strip("-").replace("-", "_"): getattr(args, flag.strip("-").replace("-", "_")) for flag in paper.INFER_FLAGS}
+        paper.infer(cfg, args.infer, **extra)
+    return 0
+
+
+def table(result):
+    """rows of a report, {name: {measure: number}}, as aligned text; then its notes and verdict."""
+    rows = result["rows"]
+    columns = list(dict.fromkeys(k for row in rows.values() for k in row))
+    width = max(len(name) for name in rows) + 2
+    lines = [" " * width + "".join(f"{c:>{max(10, len(c) + 2)}}" for c in columns)]
+    for name, row in rows.items():
+        lines.append(f"{name:<{width}}" + "".join(f"{row[c]:>{max(10, len(c) + 2)}.4f}" if c in row else " " * max(10, len(c) + 2) for c in columns))
+    return "\n".join(lines + [f"{k}: {result[k]}" for k in ("notes", "verdict") if k in result])
+
+
+# ---- --explain
+
+def equations(paper):
+    """[(label, name)] that the paper's module docstring lists, one a line as '  [label] name', e.g. '  [2.3.4] triple consistency'."""
+    return re.findall(r"^\s+\[([\w.()]+)\] (.+?)\s*$", paper.__doc__, re.M)
+
+
+def loss_functions(paper):
+    """{name: function} of the functions named loss_* in the paper's file."""
+    return {k: f for k, f in vars(paper).items() if k.startswith("loss_") and inspect.isfunction(f) and f.__module__ == paper.__name__}
+
+
+def tests_of(name, folder):
+    """Names of the tests under `folder` whose body mentions `name`."""
+    found = []
+    for path in sorted(Path(folder).glob("test_*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                names = {n.attr if isinstance(n, ast.Attribute) else n.id for n in ast.walk(node) if isinstance(n, (ast.Attribute, ast.Name))}
+                if name in names:
+                    found.append(f"{path.name}::{node.name}")
+    return found
+
+
+def explain(paper):
+    """Every equation of the paper: formula, function:line, weight (the paper's, ours), its source, and the tests that cover it."""
+    comments, config = sources(paper.Config), paper.Config()
+    functions, file, out = loss_functions(paper), Path(paper.__file__), []
+    for label, title in equations(paper):
+        out.append(f"[{label}] {title}")
+        for name, function in functions.items():
+            doc = inspect.cleandoc(function.__doc__)
+            if not doc.startswith(f"[{label}]"):
+                continue
+            out.append(f"    {doc.splitlines()[0][len(label) + 2:].strip()}")
+            out.append(f"    {file.name}:{inspect.getsourcelines(function)[1]}  {name}{inspect.signature(function)}")
+            weight = re.search(r"Weight: (\w+)", doc)
+            if weight:
+                field = weight.group(1)
+                small = paper.SMALL.get(field, getattr(config, field))
+                out.append(f"    weight {field} = {getattr(config, field)} ({comments.get(field, 'no source')}); small recipe {small}")
+            tests = tests_of(name, file.parent / "tests")
+            out.append(f"    tests: {', '.join(tests) or 'none'}")
+        out.append("")
+    return "\n".join(out)
+
+
+# ---- --check
+
+def check(paper, cfg):
+    """Print what is under --data: a tree with counts and sizes, what the paper's loader makes of it, and the memory it needs."""
+    if not cfg.data:
+        print("no --data: toy faces are drawn from parameters; nothing to check")
+        return
+    root, folders, n = Path(cfg.data), {}, 0
+    for folder, _, names in os.walk(root, followlinks=True):
+        folders[Path(folder)] = names
+        n += len(names)
+    print(f"{root}  ({n} files)")
+    shown = 0
+    for folder in sorted(folders):
+        names = folders[folder]
+        if not names:
+            continue
+        shown += 1
+        if shown > 30:
+            print(f"  ... and {sum(bool(v) for v in folders.values()) - 30} more folders")
+            break
+        kinds = Counter(Path(name).suffix.lower() or "(none)" for name in names)
+        pictures = [name for name in names if name.lower().endswith(IMAGE_FILES)]
+        sizes = []
+        for name in pictures[::max(1, len(pictures) // 20)]:
+            with contextlib.suppress(OSError, SyntaxError, Image.DecompressionBombError):
+                with Image.open(folder / name) as image:
+                    sizes.append(image.size)
+        span = f"  {min(w for w, _ in sizes)}-{max(w for w, _ in sizes)} x {min(h for _, h in sizes)}-{max(h for _, h in sizes)} px" if sizes else ""
+        depth = len(folder.relative_to(root).parts)
+        print("  " * depth + f"{folder.name if depth else '.'}/  " + ", ".join(f"{c} {k}" for k, c in kinds.most_common()) + span)
+    found = paper.scan(cfg)
+    for key, value in found["notes"].items():
+        print(f"{key}: {value}")
+    unreadable = []
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for bad in pool.map(_header_error, found["images"]):
+            if bad:
+                unreadable.append(bad)
+    print(f"unreadable pictures: {len(unreadable)}" + "".join(f"\n  {bad}" for bad in unreadable[:5]))
+    print(f"decoded: {len(found['images']) * found['bytes_per_image'] / 2 ** 20:.0f} MiB as one uint8 array")
+    report_bad(found["bad"], len(found["images"]) + len(found["bad"]), cfg.skip_bad)
+
+
+def _header_error(path):
+    try:
+        if os.path.getsize(path) == 0:
+            return f"{path}: empty file"
+        with Image.open(path) as image:
+            image.size  # noqa: B018
+    except Exception as error:
+        return f"{path}: {str(error).splitlines()[0]}"
+
+
+# ---- --bench
+
+def bench(paper, cfg):
+    """ms per step split into data, D, G; pictures/s; peak memory; FLOPs of a step and the share of the device's own matmul rate."""
+    with tempfile.TemporaryDirectory() as folder:
+        cuda = cfg.device.startswith("cuda")
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        paper.train(dataclasses.replace(cfg, run=folder, bench=True))
+        run = _state.pop("bench")
+        ms = {k: 1e3 * v / run.timed for k, v in run.laps.items()}
+        total = sum(ms.values())
+        rate, flops = _matmul_rate(cfg), run.flops / (total / 1e3)
+        if cuda:
+            memory = f"{torch.cuda.max_memory_allocated() / 2 ** 30:.2f} GiB on the GPU"
+        else:
+            import resource
+            memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20:.2f} GiB resident"
+        print(f"{total:.1f} ms per step: " + ", ".join(f"{k} {v:.1f}" for k, v in ms.items()) + f" (mean of {run.timed} steps)")
+        print(f"{cfg.batch_size / total * 1e3:.0f} pictures/s, peak memory {memory}")
+        print(f"{run.flops / 1e9:.1f} GFLOP per step, {flops / 1e12:.3f} TFLOP/s = {100 * flops / rate:.0f} % of this device's matmul rate "
+              f"({rate / 1e12:.2f} TFLOP/s in {'bfloat16' if cfg.amp else 'float32'})")
+        return {"ms": ms, "flops": run.flops, "matmul_rate": rate, "batch_size": cfg.batch_size}
+
+
+def _matmul_rate(cfg):
+    n = 8192 if cfg.device.startswith("cuda") else 2048
+    x = torch.randn(n, n, device=cfg.device, dtype=torch.bfloat16 if cfg.amp else torch.float32)
+    best = math.inf
+    for _ in range(4):
+        start = time.perf_counter()
+        x @ x
+        if cfg.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * n ** 3 / best
