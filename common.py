@@ -14,12 +14,10 @@ import contextlib
 import dataclasses
 import hashlib
 import inspect
-import itertools
 import json
 import math
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -267,7 +265,7 @@ def open_image(path):
 
 def to_tensor(image):
     """RGB PIL image -> float32 [3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.asarray(image)).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def to_uint8(x):
@@ -403,6 +401,9 @@ def settle(cfg):
         torch.empty(1, device=cfg.device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {cfg.device}: {str(error).splitlines()[0]}; expected cpu, cuda or cuda:N") from None
+    earlier = Path(cfg.run) / "config.json"
+    if cfg.amp is None and earlier.exists() and not cfg.fresh:
+        cfg.amp = json.loads(earlier.read_text()).get("amp")           # a run keeps the precision it began with
     if cfg.amp is None:
         cfg.amp = cfg.device.startswith("cuda") or _bf16_is_faster()
     if cfg.device.startswith("cuda"):
@@ -527,7 +528,7 @@ class Run:
         rng = {"data": self.data.generator.get_state(), "torch": torch.get_rng_state()}
         if self.cfg.device.startswith("cuda"):
             rng["cuda"] = torch.cuda.get_rng_state()
-        content = {"paper": type(self.cfg).__module__, "step": step, "config": _comparable(self.cfg), "rng": rng,
+        content = {"paper": Path(inspect.getfile(type(self.cfg))).stem, "step": step, "config": _comparable(self.cfg), "rng": rng,
                    "nets": {k: v.state_dict() for k, v in self.nets.items()},
                    "opts": {k: v.state_dict() for k, v in self.opts.items()}}
         partial = self.folder / "last.pt.part"
@@ -737,8 +738,13 @@ def in_parallel(function, jobs, device):
     if workers < 2:
         return [function(job) for job in jobs]
     context = torch.multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
-        return list(pool.map(function, jobs))
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _alone_on_a_core) as pool:
+        return list(tqdm(pool.map(function, jobs), "runs", len(jobs), disable=not sys.stderr.isatty()))
+
+
+def _alone_on_a_core():
+    torch.set_num_threads(1)
+    _state["quiet"] = True
 
 
 # ================================================================================================== command line

@@ -170,7 +170,7 @@ class Face:
 
     def express(self, name):
         """These faces with one of the eight EXPRESSIONS, looking ahead."""
-        return self.set(**dict(zip(EXPRESSION, EXPRESSIONS[name])), gaze_x=0.)
+        return self.set(**dict(zip(EXPRESSION, EXPRESSIONS[name], strict=False)), gaze_x=0.)
 
     def no_makeup(self):
         return self.set(lip_alpha=0., shadow_alpha=0., liner_alpha=0., blush_alpha=0.)
@@ -183,10 +183,11 @@ def cat(faces):
 
 # ---------------------------------------------------------------------------------------------------- drawing lots
 
-def sample(n, seed=0, device="cpu", *, expression=True, pose=True, makeup=True, max_yaw=60.):
+def sample(n, seed=0, device="cpu", *, expression=True, pose=1., makeup=True):
     """n random people, deterministic in `seed` and the same on every device (the lots are drawn on the CPU).
 
-    expression, pose, makeup: draw them, or leave them neutral / frontal / bare. max_yaw: degrees.
+    expression, makeup: draw them, or leave them neutral / bare. pose: 0 frontal, 1 the full range: yaw up to 60 degrees,
+    pitch 18, roll 12, 8 % to the side, 7 % nearer or farther.
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -220,10 +221,10 @@ def sample(n, seed=0, device="cpu", *, expression=True, pose=True, makeup=True, 
     mix, strength = u()[:, None], u(.3, 1.1)[:, None]
     values = neutral + strength * (mix * table[first] + (1 - mix) * table[second] - neutral)
     values = values if expression else neutral.expand(n, -1)
-    face |= dict(zip(EXPRESSION, values.unbind(1)), gaze_x=u(-1, 1) * expression)
+    face |= dict(zip(EXPRESSION, values.unbind(1), strict=False), gaze_x=u(-1, 1) * expression)
 
-    face |= dict(yaw=u(-max_yaw, max_yaw) * pose, pitch=u(-18, 18) * pose, roll=u(-12, 12) * pose,
-                 shift=u(-.08, .08, 2) * pose, zoom=1 + u(-.06, .08) * pose)
+    face |= dict(yaw=u(-60, 60) * pose, pitch=u(-18, 18) * pose, roll=u(-12, 12) * pose,
+                 shift=u(-.08, .08, 2) * pose, zoom=1 + u(-.07, .07) * pose)
     azimuth, height = u(-1.2, 1.2), u(.1, .7)
     face |= dict(light=torch.stack([azimuth.sin() * height.cos(), -height.sin(), azimuth.cos() * height.cos()], 1),
                  light_strength=u(.25, .75), background=.35 + .4 * u(0, 1, 1, 1) + .28 * u(-1, 1, 2, 3), clothes=u(.1, .9, 3))
@@ -238,13 +239,13 @@ def sample(n, seed=0, device="cpu", *, expression=True, pose=True, makeup=True, 
     return Face(**face).to(device)
 
 
-def frames(people, n_frames, seed=0, max_yaw=60., vary=()):
+def frames(people, n_frames, seed=0, pose=1., vary=()):
     """A "video" of each person: n_frames pictures in random poses and expressions, same light, clothes, background.
 
-    vary: further fields to draw anew for every picture, e.g. SCENE + MAKEUP. Returns a Face batch of len(people) * n_frames,
+    pose: range of the poses, see `sample`. vary: further fields to draw anew for every picture, e.g. SCENE + MAKEUP. Returns a Face batch of len(people) * n_frames,
     one person after the other.
     """
-    other = sample(len(people) * n_frames, seed, people.yaw.device, max_yaw=max_yaw)
+    other = sample(len(people) * n_frames, seed, people.yaw.device, pose=pose)
     return people.repeat(n_frames).take(other, EXPRESSION + POSE + tuple(vary))
 
 
@@ -265,7 +266,7 @@ def with_attribute(face, name, value=1.):
             raise ValueError(f"{name} cannot be switched off: set another hair colour")
         return face.set(hair=float(k))
     if name == "Smiling":
-        happy, neutral = (dict(zip(EXPRESSION, EXPRESSIONS[e])) for e in ("happy", "neutral"))
+        happy, neutral = (dict(zip(EXPRESSION, EXPRESSIONS[e], strict=False)) for e in ("happy", "neutral"))
         return face.set(**{k: (happy if on else neutral)[k] for k in ("smile", "mouth_open", "contempt", "sneer")})
     if name == "Makeup":
         return face.set(lip_alpha=.8, shadow_alpha=.6, liner_alpha=.8, blush_alpha=.4) if on else face.no_makeup()
@@ -473,7 +474,7 @@ def _layers(face, size):
     grey = torch.tensor(HAIR_RGB[3], device=x.device)
     base = torch.tensor(HAIR_RGB, device=x.device)[face.hair.long()] + face.hair_tint
     hair_rgb = rgb((base + (grey - base) * (.45 * (face.age - .6).clamp(min=0))[:, None]).clamp(0, 1))
-    strands = 1 + .12 * torch.sin(26 * u + 5 * torch.sin(3 * v + 4 * u) + lead(face.hair_part) * 3)
+    strands = 1 + .07 * torch.sin(20 * u + 4 * torch.sin(3 * v + 4 * u) + lead(face.hair_part) * 3)
     hair_shade = (shade * strands[:, None] * (1.06 - .12 * (y_picture[:, None] + 1).clamp(0, 1)))
 
     # Background, hair behind, shoulders, neck
@@ -533,7 +534,7 @@ def _layers(face, size):
     cheek = lead(face.mouth_y) - .02 - .9 * (u.abs() - .36).clamp(min=0) ** 1.3
     bearded = _inside(torch.lerp(moustache, cheek, ((sm.abs() - 1.0) / .35).clamp(0, 1)) - v, edge * 3) * visible * (grown > 0)
     below_lip = torch.exp(-((u / .10) ** 2 + ((v - outer_low - .05) / .035) ** 2))
-    stubble = 1 + .25 * torch.sin(60 * u + 8 * torch.sin(23 * v)) * torch.sin(48 * v)
+    stubble = 1 + .15 * torch.sin(60 * u + 8 * torch.sin(23 * v)) * torch.sin(48 * v)
     yield "beard", bearded * (.45 + .5 * grown) * (1 - .6 * below_lip), hair_rgb * (shade * stubble[:, None]) * .85
 
     # Eyes and brows
@@ -696,7 +697,7 @@ class Judge(nn.Module):
         super().__init__()
         self.kind, widths = kind, (3, width, 2 * width, 3 * width, 4 * width)
         self.convs = nn.ModuleList(nn.Sequential(nn.Conv2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-                                   for a, b in zip(widths, widths[1:]))
+                                   for a, b in zip(widths, widths[1:], strict=False))
         self.fc = nn.Linear(16 * widths[-1], 128 if kind == "identity" else 256)
         self.head = nn.Linear(128, n_classes, bias=False) if kind == "identity" else nn.Linear(256, 136)
 
@@ -782,7 +783,7 @@ def _train_judge(net, kind, size, seed, device):
 def contact_sheet(seed=0, size=128):
     """All that this file can do, on one PIL image."""
     from common import draw_points, grid
-    faces = sample(8, seed + 3, pose=False, expression=False, makeup=False)
+    faces = sample(8, seed + 3, pose=0, expression=False, makeup=False)
     palette = torch.tensor([[20, 24, 60], [240, 200, 170], [110, 70, 40], [60, 30, 20], [250, 250, 250], [200, 60, 80], [120, 0, 20],
                             [90, 80, 60], [0, 0, 0], [70, 130, 180]])
     wild = sample(8, seed + 5)

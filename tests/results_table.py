@@ -1,0 +1,26 @@
+"""README's table of results, made from notebooks/results/*.json:  python tests/results_table.py [--write]"""
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def table():
+    lines = ["| paper | claim, measured on toy faces | without | with | verdict | how |", "|---|---|---|---|---|---|"]
+    for path in sorted((ROOT / "notebooks" / "results").glob("*.json")):
+        r = json.loads(path.read_text())
+        if "claim" not in r:
+            continue
+        minutes = sum(r["seconds"]) / 60
+        lines.append(f"| [{path.stem}](notebooks/results/{path.name}) | {r['claim']['what']} | {r['claim']['without']} | {r['claim']['with']} | {r['verdict']} | "
+                     f"`{r['command']}`, seeds {', '.join(map(str, r['seeds']))}, {r['hardware']}, {minutes:.0f} core-minutes |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv:
+        readme = ROOT / "README.md"
+        text, start, end = readme.read_text(), "<!-- results: python tests/results_table.py -->\n", "<!-- end of results -->"
+        readme.write_text(text[:text.index(start) + len(start)] + table() + text[text.index(end):])
+    print(table())

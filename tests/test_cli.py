@@ -1,0 +1,184 @@
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import common
+import toyfaces
+from test_gannotation import TINY, photo_folder
+
+ROOT = Path(common.__file__).parent
+PAPERS = [name for name in ("stargan", "gannotation", "drgan", "iacyclegan", "pairedcyclegan", "pix2pix_cyclegan") if (ROOT / f"{name}.py").exists()]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path, cache):
+    """call("--train", ...) -> (exit code, stdout, stderr) of a paper's command line, in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(toyfaces, "judge", lambda kind, *_: (toyfaces.Judge(kind).eval().requires_grad_(False), 1.))
+
+    def run(*argv, paper="gannotation"):
+        monkeypatch.setattr(sys, "argv", [f"{paper}.py", *argv])
+        importlib.import_module(paper)
+        with pytest.raises(SystemExit) as stop:
+            common.cli(paper)
+        out = capsys.readouterr()
+        return stop.value.code or 0, out.out, out.err
+    run.cache = ["--cache", cache]
+    return run
+
+
+def tiny_flags():
+    flags = []
+    for name, value in TINY.items():
+        name = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(name if value else name.replace("--", "--no-"))
+        else:
+            flags += [name, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return flags
+
+
+def test_no_mode_prints_help_and_exits_with_2(call):
+    code, out, err = call()
+    assert code == 2 and "--train" in out and "--lambda-triple" in out and not err
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--train", "--batch-size", "-3"], "--batch-size"),
+    (["--train", "--batch-size", "0"], "at least 1"),
+    (["--train", "--lr", "nan"], "--lr"),
+    (["--train", "--steps", "many"], "--steps"),
+    (["--train", "--nonsense"], "--nonsense"),
+    (["--train", "--data", "nowhere"], "nowhere: no such folder"),
+    (["--train", "--image-size", "50", "--device", "cpu"], "multiple of 16"),
+    (["--train", "--device", "toaster"], "toaster"),
+    (["--train", "--adversarial", "magic"], "magic"),
+    (["--evaluate", "--device", "cpu"], "last.pt"),
+    (["--infer", "nothing.png", "--device", "cpu"], "nothing.png"),
+    (["--infer", "a.png", "b.png", "--device", "cpu"], "expected one face"),
+    (["--evaluate", "--weights", "nothing.pt", "--device", "cpu"], "nothing.pt"),
+    (["--train", "--light-cnn", "nothing.pt", "--people", "2", "--frames", "2", "--image-size", "32", "--device", "cpu"], "nothing.pt"),
+])
+def test_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
+    code, out, err = call(*argv, *call.cache)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert not list(tmp_path.glob("runs/*/last.pt"))
+
+
+def test_wrong_data_folders_say_what_was_found_and_leave_a_run_untouched(call, tmp_path):
+    code, _, err = call("--train", "--run", "r", *tiny_flags(), *call.cache)
+    assert code == 0, err
+    before = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
+    (tmp_path / "empty").mkdir()
+    code, _, err = call("--train", "--run", "r", "--data", "empty", *tiny_flags(), *call.cache)
+    assert code == 2 and "found 0 pictures" in err and err.count("\n") == 1
+    root = photo_folder(tmp_path / "photos")
+    for pts in root.rglob("*.pts"):
+        pts.unlink()
+    code, _, err = call("--train", "--run", "r", "--data", str(root), *tiny_flags(), *call.cache)
+    assert code == 2 and "found 12 pictures and 0 .pts" in err
+    photo_folder(tmp_path / "photos")
+    code, _, err = call("--train", "--run", "r", "--data", str(root), *tiny_flags(), *call.cache)
+    assert code == 2 and "data (was ''" in err and "--fresh" in err
+    assert before == {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
+
+
+def test_modes_combine_and_files_appear(call, tmp_path):
+    from test_gannotation import face_file
+    code, out, err = call("--train", "--evaluate", "--infer", face_file(tmp_path), *tiny_flags(), "--frames", "6", *call.cache)
+    assert code == 0, err
+    run = tmp_path / "runs" / "gannotation"
+    for name in ("config.json", "last.pt", "metrics.jsonl", "losses.png", "evaluation.json", "inferred/face.gif", "samples/0000004.png"):
+        assert (run / name).exists(), name
+    assert "pass 5" in out and "self-recovery ratio" in out
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result["command"].startswith("python gannotation.py --train") and result["hardware"] and result["rows"]["pass 5"]["SSIM"] <= 1
+    lines = common.read_jsonl(run / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and all(line["health"] in ("ok", "copying", "ignores-target", "D-won") for line in lines)
+
+
+def test_weights_of_the_authors_and_of_others(call, tmp_path):
+    import gannotation
+    G = gannotation.Generator()
+    torch.save({"state_dict": {"module." + k: v for k, v in G.state_dict().items()}}, "ours-named.pth")
+    from test_gannotation import face_file
+    code, _, err = call("--infer", face_file(tmp_path), "--weights", "ours-named.pth", "--device", "cpu", *call.cache)
+    assert code == 2 and "face.png" in err                                            # 80 x 80: not a 128-px crop
+    torch.save({"state_dict": {"x": torch.zeros(1)}}, "wrong.pth")
+    code, _, err = call("--evaluate", "--weights", "wrong.pth", "--device", "cpu", *call.cache)
+    assert code == 2 and "missing: bottleneck" in err and "unexpected: x" in err and err.count("\n") == 1
+    torch.save({"paper": "stargan", "nets": {"G": {}}, "config": {}}, "stargan.pt")
+    code, _, err = call("--evaluate", "--weights", "stargan.pt", "--device", "cpu", *call.cache)
+    assert code == 2 and "a checkpoint of stargan" in err
+
+
+def test_ablate_trains_both_variants_and_judges(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "in_parallel", lambda f, jobs, device: [f(job) for job in jobs])
+    code, out, err = call("--ablate", *tiny_flags(), "--frames", "6", "--steps", "2", *call.cache)
+    assert code == 0, err
+    result = json.loads((tmp_path / "runs/gannotation/ablation.json").read_text())
+    assert result["verdict"] in ("reproduced", "partly reproduced", "not reproduced") and len(result["seconds"]) == 6
+    assert {"with triple, mean", "without triple, std", "with triple, seed 2"} <= result["rows"].keys()
+    assert (tmp_path / "runs/gannotation/ablation.png").exists() and "excess at most half" in out
+
+
+def test_bench_splits_the_step(call):
+    code, out, err = call("--bench", *tiny_flags(), *call.cache)
+    assert code == 0, err
+    for word in ("ms per step", "data", "D ", "G ", "pictures/s", "GFLOP", "matmul rate"):
+        assert word in out
+
+
+def test_check_draws_the_tree_and_names_bad_files(call, tmp_path):
+    root = photo_folder(tmp_path / "photos")
+    (root / "lfpw" / "trainset" / "image_0002.png").write_bytes(b"")
+    code, out, err = call("--check", "--data", str(root))
+    assert code == 0, err
+    for word in ("trainset/", "12 .png", "12 .pts", "96-96 x 96-96 px", "68 (12 files)", "unreadable pictures: 1", "image_0002.png: empty file", "MiB"):
+        assert word in out
+    code, out, _ = call("--check")
+    assert code == 0 and "toy faces" in out
+
+
+# --------------------------------------------------------------------- every paper: equations, functions, tests, sources
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_equation_has_a_function_and_every_loss_a_test(name):
+    paper = importlib.import_module(name)
+    listed = [label for label, _ in common.equations(paper)]
+    functions = common.loss_functions(paper)
+    assert listed
+    for label in listed:
+        assert any(f.__doc__.startswith(f"[{label}]") for f in functions.values()), f"no function for [{label}]"
+    for loss, function in functions.items():
+        assert any(function.__doc__.startswith(f"[{label}]") for label in listed), f"{loss} names no listed equation"
+        assert common.tests_of(loss, ROOT / "tests"), f"no test for {loss}"
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_default_has_a_source(name):
+    paper = importlib.import_module(name)
+    comments = common.sources(paper.Config)
+    assert [f.name for f in dataclasses.fields(paper.Config) if not comments.get(f.name)] == []
+    assert set(paper.SMALL) <= {f.name for f in dataclasses.fields(paper.Config)}
+
+
+def test_explain_prints_formula_place_weight_and_tests(call):
+    code, out, _ = call("--explain")
+    assert code == 0
+    for word in ("[2.3.4] triple consistency", "L_triple = || G(I^; H(s_n)) - G(I; H(s_n)) ||_1", "gannotation.py:", "lambda_triple = 100.0 (section 2.3.7)",
+                 "small recipe", "test_gannotation.py::test_loss_triple_compares_two_routes_and_reaches_both"):
+        assert word in out
+    assert "tests: none" not in out
+
+
+def test_importing_has_no_side_effects(tmp_path):
+    out = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import gannotation, toyfaces"], cwd=tmp_path,
+                         capture_output=True, text=True, check=True)
+    assert not out.stdout and not list(tmp_path.iterdir())
