@@ -379,10 +379,11 @@ class Settings:
     log_every: int = 50               # ours: steps between lines of metrics.jsonl
     save_every: int = 500             # ours: steps between checkpoints
     sample_every: int = 250           # ours: steps between sample grids
+    stop_after: int = 0               # ours: stop, saved, after this step; 0 = at the end
     bench: bool = False               # set by --bench
 
 
-NOT_IN_CHECKPOINT = ("run", "cache", "device", "fresh", "weights", "log_every", "save_every", "sample_every", "bench", "compile", "skip_bad")
+NOT_IN_CHECKPOINT = ("run", "cache", "device", "fresh", "weights", "log_every", "save_every", "sample_every", "stop_after", "bench", "compile", "skip_bad")
 _state = {"full_precision": False, "quiet": False}
 
 
@@ -554,10 +555,10 @@ class Run:
             for step in range(self.start + 1, cfg.steps + 1):
                 yield step, self.data.sample(batch_size)
                 self.bar.update()
-                done = step == cfg.steps or self.stop_signal
+                done = step in (cfg.steps, cfg.stop_after) or self.stop_signal
                 if done or step % cfg.save_every == 0:
                     self.save(step)
-                if self.stop_signal:
+                if self.stop_signal or step == cfg.stop_after:
                     break
         finally:
             self.bar.close()
@@ -666,6 +667,16 @@ class Run:
             yield self.cfg.steps, self.data.sample(batch_size)
         self.flops = counter.get_total_flops()
         _state["bench"] = self
+
+
+def branch(trunk, cfg):
+    """Let the run cfg begin where the run in folder `trunk` stopped, under cfg's own settings. A run that already began is left alone."""
+    if not (Path(cfg.run) / "last.pt").exists():
+        Path(cfg.run).mkdir(parents=True, exist_ok=True)
+        saved = load_checkpoint(Path(trunk) / "last.pt")
+        torch.save(saved | {"config": _comparable(cfg)}, Path(cfg.run) / "branch.part")
+        os.replace(Path(cfg.run) / "branch.part", Path(cfg.run) / "last.pt")
+        write_json(Path(cfg.run) / "config.json", {"amp": cfg.amp})
 
 
 def _comparable(cfg):

@@ -242,8 +242,8 @@ def sample(n, seed=0, device="cpu", *, expression=True, pose=1., makeup=True):
 def frames(people, n_frames, seed=0, pose=1., vary=()):
     """A "video" of each person: n_frames pictures in random poses and expressions, same light, clothes, background.
 
-    pose: range of the poses, see `sample`. vary: further fields to draw anew for every picture, e.g. SCENE + MAKEUP. Returns a Face batch of len(people) * n_frames,
-    one person after the other.
+    pose: range of the poses, see `sample`. vary: further fields to draw anew for every picture, e.g. SCENE + MAKEUP.
+    Returns a Face batch of len(people) * n_frames, one person after the other.
     """
     other = sample(len(people) * n_frames, seed, people.yaw.device, pose=pose)
     return people.repeat(n_frames).take(other, EXPRESSION + POSE + tuple(vary))
@@ -683,7 +683,7 @@ def sketch(face, size=64, exaggeration=1.5, seed=0):
 
 # --------------------------------------------------------------------------------------------------------- judges
 
-JUDGE_PEOPLE, JUDGE_FRAMES = 400, 10
+JUDGE_PEOPLE, JUDGE_FRAMES, JUDGE_STEPS = 400, 10, 700
 
 
 class Judge(nn.Module):
@@ -750,11 +750,10 @@ def _train_judge(net, kind, size, seed, device):
         faces = frames(sample(JUDGE_PEOPLE, first, device), JUDGE_FRAMES, first + 1, vary=SCENE + MAKEUP)   # no hints from the scene
         images, points = (render(faces, size) * 127).to(torch.int8), landmarks(faces, size)
         person = torch.arange(JUDGE_PEOPLE, device=device).repeat_interleave(JUDGE_FRAMES)
-        steps = 700
         optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=JUDGE_STEPS)
         g = torch.Generator().manual_seed(first)
-        for _ in range(steps):
+        for _ in range(JUDGE_STEPS):
             k = torch.randint(len(images), (64,), generator=g).to(device)
             x = images[k].float() / 127 + .02 * torch.randn(64, 3, size, size, generator=g).to(device)
             if kind == "identity":                                     # softmax over cosines, with a margin (CosFace, Wang et al. 2018)

@@ -13,7 +13,8 @@ def table():
         if "claim" not in r:
             continue
         minutes = sum(r["seconds"]) / 60
-        lines.append(f"| [{path.stem}](notebooks/results/{path.name}) | {r['claim']['what']} | {r['claim']['without']} | {r['claim']['with']} | {r['verdict']} | "
+        claim = r["claim"]
+        lines.append(f"| [{path.stem}](notebooks/results/{path.name}) | {claim['what']} | {claim['without']} | {claim['with']} | {r['verdict']} | "
                      f"`{r['command']}`, seeds {', '.join(map(str, r['seeds']))}, {r['hardware']}, {minutes:.0f} core-minutes |")
     return "\n".join(lines) + "\n"
 

@@ -278,8 +278,8 @@ def test_partner_keeps_to_the_video_and_the_gap(tiny):
     assert data.partner(torch.full((200,), 5)).unique().tolist() == list(range(31))
 
 
-def photo_folder(root, n=12, size=96, style="300W"):
-    """Toy renders with .pts files, as a photograph data set: shapes known, 1-based points."""
+def photo_folder(root, n=12, size=96, style="300W", dotted=False):
+    """Toy renders with .pts files, as a photograph data set, 1-based points; or (dotted) a Gaussian dot at three landmarks, one a channel."""
     faces = toyfaces.sample(n, 77, pose=.5)
     points = toyfaces.landmarks(faces, size)
     for k in range(n):
@@ -291,18 +291,11 @@ def photo_folder(root, n=12, size=96, style="300W"):
             pts = root / f"{k // 4:03d}" / "annot" / f"{k % 4 + 1:06d}.pts"
         for path in (picture, pts):
             path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(common.to_uint8(toyfaces.render(faces[k], size))[0].permute(1, 2, 0).numpy()).save(picture)
+        image = heatmaps(points[k:k + 1, [30, 48, 54]], size, 1.5) * 2 - 1 if dotted else toyfaces.render(faces[k], size)
+        Image.fromarray(common.to_uint8(image)[0].permute(1, 2, 0).numpy()).save(picture)
         rows = "\n".join(f"{x + 1:.4f} {y + 1:.4f}" for x, y in points[k].tolist())
         pts.write_text(f"version: 1\nn_points:  68\n{{\n{rows}\n}}\n")
     return root
-
-
-def marked(data, size):
-    """Replace every picture by one with a bright dot at three landmarks, so that a view can be checked against its points."""
-    side = data.bank.shape[-1]
-    H = heatmaps(data.points[:, [30, 48, 53]], side, 2.)
-    data.bank = (H * 255).to(torch.uint8)
-    return data
 
 
 def dots(image):
@@ -313,14 +306,14 @@ def dots(image):
     return torch.stack([(w.sum(2) * axis).sum(2) / total, (w.sum(3) * axis).sum(2) / total], 2)
 
 
-@pytest.mark.parametrize("angle, mirror, bend, tolerance", [(0, False, False, .5), (30., False, False, .6), (0., True, False, .5), (45., True, False, .7),
+@pytest.mark.parametrize("angle, mirror, bend, tolerance", [(0, False, False, .15), (30., False, False, .25), (0., True, False, .15), (45., True, False, .3),
                                                             (0., False, True, 1.6)])
 def test_landmarks_follow_the_picture_through_crop_turn_mirror_and_bend(tmp_path, tiny, angle, mirror, bend, tolerance):
-    cfg = dataclasses.replace(tiny, data=str(photo_folder(tmp_path / "photos")), image_size=64)
-    data = marked(gan.photographs(cfg, test=False), 96)
+    cfg = dataclasses.replace(tiny, data=str(photo_folder(tmp_path / "photos", dotted=True)), image_size=64)
+    data = gan.photographs(cfg, test=False)
     index = torch.arange(8)
     image, points = data.view(index, angle, torch.full((8,), mirror), bend=torch.full((8,), bend))
-    where = [30 - 0, 48, 53]
+    where = [30, 48, 54]                                                                         # the same in 66 points
     expected = points[:, where]
     if mirror:                                                                                   # left and right have changed names
         expected = points[:, [common.FLIP_66[k] for k in where]]
