@@ -263,6 +263,15 @@ def open_image(path):
         raise UserError(f"{path}: not a readable picture ({str(error).splitlines()[0]})") from None
 
 
+def crop(image, low, high, side):
+    """The box low ... high ([2] each, pixels as in landmarks) of an RGB image, resized to side x side; edges repeat beyond the border."""
+    box = [*low.tolist(), *high.tolist()]
+    pad = max(0, *(math.ceil(v) for v in (-box[0], -box[1], box[2] - image.width, box[3] - image.height)))
+    if pad:
+        image = Image.fromarray(np.pad(np.asarray(image), ((pad, pad), (pad, pad), (0, 0)), mode="edge"))
+    return image.resize((side, side), Image.Resampling.BICUBIC, tuple(v + pad for v in box), reducing_gap=3)
+
+
 def to_tensor(image):
     """RGB PIL image -> float32 [3, H, W] in [-1, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
@@ -273,9 +282,9 @@ def to_uint8(x):
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def grid(rows, titles=None, scale=1):
-    """Pictures as a contact sheet. rows: list of [n, 3, S, S] in [-1, 1], one *column* each; titles: one per column. Returns a PIL image."""
-    columns = [to_uint8(column.cpu()) for column in rows]
+def grid(columns, titles=None, scale=1):
+    """Pictures as a contact sheet. columns: list of [n, 3, S, S] in [-1, 1]; titles: one per column. Returns a PIL image."""
+    columns = [to_uint8(column.cpu()) for column in columns]
     n, _, h, w = columns[0].shape
     sheet = torch.full((3, n * (h + 2), len(columns) * (w + 2)), 255, dtype=torch.uint8)
     for k, column in enumerate(columns):
@@ -322,7 +331,10 @@ def cached(cfg, key, shape, fill):
             partial.rename(path)
         finally:
             partial.unlink(missing_ok=True)
-    array = np.load(path, mmap_mode="c")                            # copy on write: torch wants a writable array
+    try:
+        array = np.load(path, mmap_mode="c")                            # copy on write: torch wants a writable array
+    except (ValueError, EOFError):
+        raise UserError(f"{path}: a damaged cache file; delete it") from None
     if cfg.device.startswith("cuda") and array.nbytes < torch.cuda.mem_get_info()[0] / 3:
         return torch.from_numpy(np.array(array)).to(cfg.device)
     return torch.from_numpy(array)
@@ -400,11 +412,14 @@ def settle(cfg):
         raise UserError(f"--device {cfg.device}: no CUDA device here; leave --device out to use the processor")
     try:
         torch.empty(1, device=cfg.device)
+        if cfg.device.startswith("cuda:"):
+            torch.cuda.set_device(cfg.device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {cfg.device}: {str(error).splitlines()[0]}; expected cpu, cuda or cuda:N") from None
-    earlier = Path(cfg.run) / "config.json"
-    if cfg.amp is None and earlier.exists() and not cfg.fresh:
-        cfg.amp = json.loads(earlier.read_text()).get("amp")           # a run keeps the precision it began with
+    if cfg.amp is None and not cfg.fresh:                               # a run, or an ablation, keeps the precision it began with
+        for earlier in sorted(Path(cfg.run).glob("**/config.json"))[:1]:
+            with contextlib.suppress(ValueError):
+                cfg.amp = json.loads(earlier.read_text()).get("amp")
     if cfg.amp is None:
         cfg.amp = cfg.device.startswith("cuda") or _bf16_is_faster()
     if cfg.device.startswith("cuda"):
@@ -436,10 +451,12 @@ def prepare(net, cfg):
     if cfg.device.startswith("cuda"):
         net.to(memory_format=torch.channels_last)
     forward = torch.compile(net.forward) if cfg.compile else net.forward
+    eager = net.forward                                                 # compiled code has no second derivative: the gradient penalty's
 
     def mixed(*args):
-        with torch.autocast(torch.device(cfg.device).type, torch.bfloat16, enabled=cfg.amp and not _state["full_precision"]):
-            out = forward(*args)
+        exact = _state["full_precision"]
+        with torch.autocast(torch.device(cfg.device).type, torch.bfloat16, enabled=cfg.amp and not exact):
+            out = (eager if exact else forward)(*args)
         return out.float() if torch.is_tensor(out) else type(out)(o.float() for o in out)
 
     net.forward = mixed
@@ -482,7 +499,7 @@ class Run:
 
     def __init__(self, cfg, nets, opts, data, legend=None):
         self.cfg, self.nets, self.opts, self.data, self.legend = cfg, nets, opts, data, legend or {}
-        self.folder, self.start, self.stop_signal = Path(cfg.run), 0, None
+        self.folder, self.start, self.stop_signal, self.elapsed = Path(cfg.run), 0, None, 0.
         self.laps, self.bar, self.word = defaultdict(float), None, ""
         if cfg.bench:
             return
@@ -503,8 +520,9 @@ class Run:
     # ---- checkpoints
 
     def _resume(self, path):
-        saved = load_checkpoint(path)
-        ours = _comparable(self.cfg)
+        saved, ours = load_checkpoint(path), _comparable(self.cfg)
+        if saved.get("paper") != paper_of(self.cfg):
+            raise UserError(f"{path}: a checkpoint of {saved.get('paper', 'something else')}, not of {paper_of(self.cfg)}; give another --run folder")
         different = [f"{k} (was {saved['config'].get(k)!r}, now {v!r})" for k, v in ours.items()
                      if k != "steps" and saved["config"].get(k, v) != v]
         if different:
@@ -513,14 +531,14 @@ class Run:
         for group, mine in (("nets", self.nets), ("opts", self.opts)):
             for name, thing in mine.items():
                 thing.load_state_dict(saved[group][name])
-        self.start = saved["step"]
+        self.start, self.elapsed = saved["step"], saved["seconds"]
         self.data.generator.set_state(saved["rng"]["data"])
         torch.set_rng_state(saved["rng"]["torch"])
         if "cuda" in saved["rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(saved["rng"]["cuda"])
         log = self.folder / "metrics.jsonl"                          # drop lines later than the checkpoint
-        lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.start] if log.exists() else []
-        log.write_text("".join(line + "\n" for line in lines))
+        lines = [line for line in read_jsonl(log) if line["step"] <= self.start]
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
         say(f"continuing {self.folder} from step {self.start}")
 
     def save(self, step):
@@ -529,12 +547,10 @@ class Run:
         rng = {"data": self.data.generator.get_state(), "torch": torch.get_rng_state()}
         if self.cfg.device.startswith("cuda"):
             rng["cuda"] = torch.cuda.get_rng_state()
-        content = {"paper": Path(inspect.getfile(type(self.cfg))).stem, "step": step, "config": _comparable(self.cfg), "rng": rng,
+        content = {"paper": paper_of(self.cfg), "step": step, "seconds": self.seconds(), "config": _comparable(self.cfg), "rng": rng,
                    "nets": {k: v.state_dict() for k, v in self.nets.items()},
                    "opts": {k: v.state_dict() for k, v in self.opts.items()}}
-        partial = self.folder / "last.pt.part"
-        torch.save(content, partial)
-        os.replace(partial, self.folder / "last.pt")
+        save_checkpoint(content, self.folder / "last.pt")
 
     # ---- the loop
 
@@ -544,21 +560,20 @@ class Run:
         if cfg.bench:
             yield from self._bench(batch_size)
             return
-        if self.legend and self.start < cfg.steps:
+        if self.legend and self.start < cfg.steps and not _state["quiet"]:
             say("health: " + "; ".join(f"{word} = {meaning}" for word, meaning in self.legend.items()) + "; else ok")
         old = self._catch_signals()
         self.bar = tqdm(total=cfg.steps, initial=self.start, unit="step", dynamic_ncols=True,
                         disable=_state["quiet"] or not sys.stderr.isatty())
         self.clock = time.perf_counter()
-        step = self.start
+        step, end = self.start, min(cfg.steps, cfg.stop_after or cfg.steps)
         try:
-            for step in range(self.start + 1, cfg.steps + 1):
+            for step in range(self.start + 1, end + 1):
                 yield step, self.data.sample(batch_size)
                 self.bar.update()
-                done = step in (cfg.steps, cfg.stop_after) or self.stop_signal
-                if done or step % cfg.save_every == 0:
+                if step == end or self.stop_signal or step % cfg.save_every == 0:
                     self.save(step)
-                if self.stop_signal or step == cfg.stop_after:
+                if self.stop_signal:
                     break
         finally:
             self.bar.close()
@@ -571,6 +586,7 @@ class Run:
             say(f"stopped at step {step} of {cfg.steps}, saved in {self.folder}; the same command goes on from there")
             sys.exit(128 + self.stop_signal)
         self.plot()
+        say(f"step {step} of {cfg.steps}: {self.folder}/last.pt, samples/, losses.png, metrics.jsonl")
 
     def _catch_signals(self):
         def note(number, frame):
@@ -597,6 +613,10 @@ class Run:
 
     # ---- what happened
 
+    def seconds(self):
+        """Time spent in the loop so far, earlier sessions included."""
+        return self.elapsed + time.perf_counter() - self.clock
+
     def logs(self, step):
         return not self.cfg.bench and (step % self.cfg.log_every == 0 or step in (1, self.cfg.steps))
 
@@ -609,13 +629,13 @@ class Run:
         if not all(math.isfinite(v) for v in values.values()):
             health = "nan"
         line = {"step": step, "health": health, **{k: round(v, 6) if math.isfinite(v) else None for k, v in values.items()},
-                "seconds": round(time.perf_counter() - self.clock, 2)}
+                "seconds": round(self.seconds(), 2)}
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
         text = " ".join(f"{k} {v:.3g}" for k, v in values.items())
         self.bar.set_postfix_str(f"{health} {text}")
         if self.bar.disable and (step % (10 * self.cfg.log_every) == 0 or step in (1, self.cfg.steps) or health != self.word):
-            rate = (step - self.start) / max(1e-9, line["seconds"])
+            rate = (step - self.start) / max(1e-9, time.perf_counter() - self.clock)
             say(f"step {step}/{self.cfg.steps}  {health}  {text}  {rate:.1f} step/s, {(self.cfg.steps - step) / max(rate, 1e-9) / 60:.1f} min left")
         self.word = health
         if step % (20 * self.cfg.log_every) == 0:
@@ -670,13 +690,18 @@ class Run:
 
 
 def branch(trunk, cfg):
-    """Let the run cfg begin where the run in folder `trunk` stopped, under cfg's own settings. A run that already began is left alone."""
+    """Let the run cfg begin where the finished run `trunk` (a cfg) stopped, under cfg's own settings. A run that already began is left alone."""
     if not (Path(cfg.run) / "last.pt").exists():
+        saved = load_checkpoint(Path(trunk.run) / "last.pt")
+        if saved["step"] != trunk.stop_after:
+            raise UserError(f"{trunk.run} stands at step {saved['step']}, expected {trunk.stop_after}; add --fresh to start over")
         Path(cfg.run).mkdir(parents=True, exist_ok=True)
-        saved = load_checkpoint(Path(trunk) / "last.pt")
-        torch.save(saved | {"config": _comparable(cfg)}, Path(cfg.run) / "branch.part")
-        os.replace(Path(cfg.run) / "branch.part", Path(cfg.run) / "last.pt")
-        write_json(Path(cfg.run) / "config.json", {"amp": cfg.amp})
+        save_checkpoint(saved | {"config": _comparable(cfg), "seconds": 0.}, Path(cfg.run) / "last.pt")
+
+
+def paper_of(cfg):
+    """The name of the file that defines this Config."""
+    return Path(inspect.getfile(type(cfg))).stem
 
 
 def _comparable(cfg):
@@ -698,13 +723,31 @@ def write_json(path, content):
 
 
 def read_jsonl(path):
-    return [json.loads(line) for line in Path(path).read_text().splitlines()] if Path(path).exists() else []
+    """The lines of a log; a last line that was cut off by a kill is left out."""
+    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
+    if lines and not lines[-1].endswith("}"):
+        lines.pop()
+    return [json.loads(line) for line in lines]
+
+
+def save_checkpoint(content, path):
+    """Written beside and renamed: whatever happens, `path` is the old or the new one, whole."""
+    partial = path.with_name(path.name + ".part")
+    try:
+        torch.save(content, partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:                            # torch reports a full disk as RuntimeError
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0][:90]}); the last checkpoint is untouched") from None
 
 
 def load_checkpoint(path):
     """torch.load(weights_only=True), or a UserError: a checkpoint with code in it is refused, a damaged one is named."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(saved, dict) or not all(isinstance(k, str) for k in saved):
+            raise ValueError(f"holds {type(saved).__name__}, expected a dictionary of names")
+        return saved
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; train first, or give --run") from None
     except Exception as error:
@@ -748,9 +791,8 @@ def in_parallel(function, jobs, device):
     workers = 1 if device != "cpu" else min(len(jobs), os.cpu_count())
     if workers < 2:
         return [function(job) for job in jobs]
-    context = torch.multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _alone_on_a_core) as pool:
-        return list(tqdm(pool.map(function, jobs), "runs", len(jobs), disable=not sys.stderr.isatty()))
+    with torch.multiprocessing.get_context("spawn").Pool(workers, _alone_on_a_core) as pool:      # leaving it ends the workers
+        return list(tqdm(pool.imap(function, jobs), "runs", len(jobs), disable=not sys.stderr.isatty()))
 
 
 def _alone_on_a_core():
@@ -786,7 +828,7 @@ def _flag(parser, field, default, source):
                 raise ValueError
             return value
         number.__name__ = {int: "whole number >= 0", float: "number >= 0"}.get(type(default), "text")
-        choices = next((c for c in (field.metadata or {}).get("choices", ()) and [field.metadata["choices"]]), None)
+        choices = field.metadata.get("choices")
         parser.add_argument(name, type=str if isinstance(default, str) else number, choices=choices, default=None, help=source,
                             metavar=None if choices else field.name.upper())
 
@@ -807,16 +849,21 @@ def cli(name):
     The module holds Config, SMALL, train, evaluate, ablate, infer, scan and INFER_FLAGS, a dict of extra flags for infer.
     """
     paper = sys.modules[name]
+    with contextlib.suppress(ValueError):                               # SIGTERM outside a training: leave like sys.exit
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(_main(paper, sys.argv[1:]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
     except torch.OutOfMemoryError:
         print("error: out of GPU memory; give a smaller --batch-size or --image-size", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}; nothing before the last checkpoint is lost", file=sys.stderr)
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -887,7 +934,7 @@ def table(result):
     lines = [" " * width + "".join(f"{c:>{max(10, len(c) + 2)}}" for c in columns)]
     for name, row in rows.items():
         lines.append(f"{name:<{width}}" + "".join(f"{row[c]:>{max(10, len(c) + 2)}.4f}" if c in row else " " * max(10, len(c) + 2) for c in columns))
-    return "\n".join(lines + [f"{k}: {result[k]}" for k in ("notes", "verdict") if k in result])
+    return "\n".join(lines + [f"{k}: {result[k]}" for k in ("notes", "summary", "verdict") if k in result])
 
 
 # ---- --explain

@@ -727,11 +727,11 @@ def judge(kind, size, seed, device="cpu", cache="runs/cache"):
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
     path = Path(cache) / f"judge-{kind}-{size}-{seed}-{source}.pt"
     net = Judge(kind)
-    if path.exists():
+    try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         net.load_state_dict(saved["net"])
         error = saved["error"]
-    else:
+    except Exception:                                                  # not there, or damaged: make it
         print(f"training the {kind} judge (once, on {JUDGE_PEOPLE} people of its own) ...", flush=True)
         error = _train_judge(net, kind, size, seed, device)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -743,16 +743,21 @@ def judge(kind, size, seed, device="cpu", cache="runs/cache"):
 
 def _train_judge(net, kind, size, seed, device):
     first = 1_000_000 + 1000 * seed                                   # seeds that no paper draws people from
-    with torch.random.fork_rng(devices=[]):
+    g = torch.Generator().manual_seed(first)
+
+    def videos(people, n_frames, seed):                                # no hints from the scene, faces near and far
+        faces = frames(sample(people, seed, device), n_frames, seed + 1, vary=SCENE + MAKEUP)
+        return faces.set(zoom=.9 + .45 * torch.rand(len(faces), generator=g))
+
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(first)
         net.__init__(kind)
         net.to(device).train()
-        faces = frames(sample(JUDGE_PEOPLE, first, device), JUDGE_FRAMES, first + 1, vary=SCENE + MAKEUP)   # no hints from the scene
+        faces = videos(JUDGE_PEOPLE, JUDGE_FRAMES, first)
         images, points = (render(faces, size) * 127).to(torch.int8), landmarks(faces, size)
         person = torch.arange(JUDGE_PEOPLE, device=device).repeat_interleave(JUDGE_FRAMES)
         optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=JUDGE_STEPS)
-        g = torch.Generator().manual_seed(first)
         for _ in range(JUDGE_STEPS):
             k = torch.randint(len(images), (64,), generator=g).to(device)
             x = images[k].float() / 127 + .02 * torch.randn(64, 3, size, size, generator=g).to(device)
@@ -766,7 +771,7 @@ def _train_judge(net, kind, size, seed, device):
             optimiser.step()
             schedule.step()
     net.eval()
-    strangers = frames(sample(60, first + 2, device), 6, first + 3, vary=SCENE + MAKEUP)
+    strangers = videos(60, 6, first + 2)
     with torch.no_grad():
         out = net(render(strangers, size))
         if kind == "landmarks":

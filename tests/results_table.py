@@ -12,10 +12,9 @@ def table():
         r = json.loads(path.read_text())
         if "claim" not in r:
             continue
-        minutes = sum(r["seconds"]) / 60
         claim = r["claim"]
         lines.append(f"| [{path.stem}](notebooks/results/{path.name}) | {claim['what']} | {claim['without']} | {claim['with']} | {r['verdict']} | "
-                     f"`{r['command']}`, seeds {', '.join(map(str, r['seeds']))}, {r['hardware']}, {minutes:.0f} core-minutes |")
+                     f"`{r['command']}`, seeds {', '.join(map(str, r['seeds']))}, {r['hardware']}, commit {r['commit']} |")
     return "\n".join(lines) + "\n"
 
 

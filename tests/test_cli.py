@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import common
+import gannotation
 import toyfaces
 from test_gannotation import TINY, photo_folder
 
@@ -21,6 +22,7 @@ def call(monkeypatch, capsys, tmp_path, cache):
     """call("--train", ...) -> (exit code, stdout, stderr) of a paper's command line, in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(toyfaces, "judge", lambda kind, *_: (toyfaces.Judge(kind).eval().requires_grad_(False), 1.))
+    monkeypatch.setattr(gannotation, "CHAINS", 32)
 
     def run(*argv, paper="gannotation"):
         monkeypatch.setattr(sys, "argv", [f"{paper}.py", *argv])
@@ -52,6 +54,9 @@ def test_no_mode_prints_help_and_exits_with_2(call):
 @pytest.mark.parametrize("argv, message", [
     (["--train", "--batch-size", "-3"], "--batch-size"),
     (["--train", "--batch-size", "0"], "at least 1"),
+    (["--train", "--points", "67"], "66 or 68"),
+    (["--train", "--d-steps", "0"], "--d-steps 0"),
+    (["--train", "--betas", ".5"], "expected two"),
     (["--train", "--lr", "nan"], "--lr"),
     (["--train", "--steps", "many"], "--steps"),
     (["--train", "--nonsense"], "--nonsense"),
@@ -91,7 +96,7 @@ def test_wrong_data_folders_say_what_was_found_and_leave_a_run_untouched(call, t
 
 def test_modes_combine_and_files_appear(call, tmp_path):
     from test_gannotation import face_file
-    code, out, err = call("--train", "--evaluate", "--infer", face_file(tmp_path), *tiny_flags(), "--frames", "6", *call.cache)
+    code, out, err = call("--train", "--evaluate", "--infer", face_file(tmp_path), *tiny_flags(), *call.cache)
     assert code == 0, err
     run = tmp_path / "runs" / "gannotation"
     for name in ("config.json", "last.pt", "metrics.jsonl", "losses.png", "evaluation.json", "inferred/face.gif", "samples/0000004.png"):
@@ -104,7 +109,6 @@ def test_modes_combine_and_files_appear(call, tmp_path):
 
 
 def test_weights_of_the_authors_and_of_others(call, tmp_path):
-    import gannotation
     G = gannotation.Generator()
     torch.save({"state_dict": {"module." + k: v for k, v in G.state_dict().items()}}, "ours-named.pth")
     from test_gannotation import face_file
@@ -120,10 +124,20 @@ def test_weights_of_the_authors_and_of_others(call, tmp_path):
 
 def test_ablate_trains_both_variants_and_judges(call, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "in_parallel", lambda f, jobs, device: [f(job) for job in jobs])
-    code, out, err = call("--ablate", *tiny_flags(), "--frames", "6", "--steps", "2", *call.cache)
+    argv = ["--ablate", *tiny_flags(), "--warm-up", ".5", *call.cache]
+    code, out, err = call(*argv)
     assert code == 0, err
+    again = json.loads((tmp_path / "runs/gannotation/ablation.json").read_text())
+    code, out, err = call(*argv)                                                      # all done: only measured again
+    assert code == 0 and json.loads((tmp_path / "runs/gannotation/ablation.json").read_text())["rows"] == again["rows"]
+    runs = tmp_path / "runs/gannotation/ablation"
+    assert common.load_checkpoint(runs / "warm-up-0" / "last.pt")["step"] == 2 and common.load_checkpoint(runs / "with-triple-0" / "last.pt")["step"] == 4
+    code, _, err = call(*argv, "--steps", "6")
+    assert code == 2 and "ablation of 4 steps" in err
+    code, _, err = call(*argv, "--warm-up", "0")
+    assert code == 2 and "before and after" in err
     result = json.loads((tmp_path / "runs/gannotation/ablation.json").read_text())
-    assert result["verdict"] in ("reproduced", "partly reproduced", "not reproduced") and len(result["seconds"]) == 6
+    assert result["verdict"] in ("reproduced", "partly reproduced", "not reproduced") and result["seconds"] > 0
     assert {"with triple, mean", "without triple, std", "with triple, seed 2"} <= result["rows"].keys()
     assert (tmp_path / "runs/gannotation/ablation.png").exists() and "excess at most half" in out
 

@@ -228,6 +228,14 @@ def test_picture_values_go_there_and_back():
     assert torch.equal(common.to_uint8(x)[0], torch.from_numpy(array))
 
 
+def test_crop_repeats_the_edges():
+    image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    same = common.crop(image, torch.tensor([0., 0.]), torch.tensor([4., 4.]), 4)
+    assert np.array_equal(np.asarray(same), np.asarray(image))
+    wide = np.asarray(common.crop(image, torch.tensor([-4., 0.]), torch.tensor([0., 4.]), 4))
+    assert (wide == np.asarray(image)[:, :1]).all()
+
+
 def test_grid_has_a_column_for_each_entry():
     image = common.grid([torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)], ["a", "b"], scale=2)
     assert image.size == (40, 54)
@@ -315,7 +323,7 @@ def child(folder, pause):
 
 
 def wait_for(folder, step):
-    for _ in range(600):
+    for _ in range(2400):
         lines = common.read_jsonl(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
         if lines and lines[-1]["step"] >= step:
             return
@@ -360,6 +368,50 @@ def test_an_automatic_choice_of_precision_follows_the_run(tmp_path):
         cfg = common.settle(Config(run=str(tmp_path / str(amp)), device="cpu", steps=6))
         descend(cfg)
         assert cfg.amp is amp
+
+
+def test_a_branch_is_the_same_as_the_whole_run(tmp_path):
+    whole = descend(settings(tmp_path / "a", steps=8))
+    trunk = settings(tmp_path / "trunk", steps=8, stop_after=5)
+    descend(trunk)
+    descend(trunk)                                                            # finished: nothing more to do
+    assert common.load_checkpoint(tmp_path / "trunk" / "last.pt")["step"] == 5
+    cfg = settings(tmp_path / "b", steps=8)
+    common.branch(trunk, cfg)
+    assert equal(descend(cfg), whole)
+    with pytest.raises(UserError, match="stands at step 5, expected 4"):
+        common.branch(replace(trunk, stop_after=4), settings(tmp_path / "c", steps=8))
+
+
+def test_a_log_line_that_was_cut_off_does_not_matter(tmp_path):
+    descend(settings(tmp_path, steps=4))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "hea')
+    descend(settings(tmp_path, steps=6))
+    assert [line["step"] for line in common.read_jsonl(tmp_path / "metrics.jsonl")] == list(range(1, 7))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    common.save_checkpoint({"a": 1}, tmp_path / "last.pt")
+
+    def full(content, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail] write failed: no space left")
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="cannot be written"):
+        common.save_checkpoint({"a": 2}, tmp_path / "last.pt")
+    assert common.load_checkpoint(tmp_path / "last.pt") == {"a": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_checkpoint_of_another_paper_is_refused(tmp_path):
+    descend(settings(tmp_path, steps=4))
+    saved = common.load_checkpoint(tmp_path / "last.pt")
+    torch.save(saved | {"paper": "stargan"}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match="a checkpoint of stargan"):
+        descend(settings(tmp_path, steps=8))
+    torch.save([1, 2], tmp_path / "last.pt")
+    with pytest.raises(UserError, match="holds list"):
+        descend(settings(tmp_path, steps=8))
 
 
 def test_damaged_and_dangerous_checkpoints_are_refused(tmp_path):

@@ -14,7 +14,7 @@ import toyfaces
 from common import UserError, heatmaps
 from gannotation import Config, Generator
 
-TINY = dict(gan.SMALL, image_size=32, width=4, residual_blocks=1, d_widths=(4, 8), batch_size=2, people=4, frames=3, steps=4,
+TINY = dict(gan.SMALL, image_size=32, width=4, residual_blocks=1, d_widths=(4, 8), batch_size=2, people=4, frames=6, steps=4,
             log_every=1, save_every=2, sample_every=2, device="cpu", amp=False, warm_up=0., ramp=0.)
 
 
@@ -22,6 +22,7 @@ TINY = dict(gan.SMALL, image_size=32, width=4, residual_blocks=1, d_widths=(4, 8
 def tiny(tmp_path, cache, monkeypatch):
     """A configuration that trains in a second: the recogniser is an untrained one."""
     monkeypatch.setattr(toyfaces, "judge", lambda kind, *_: (toyfaces.Judge(kind).eval().requires_grad_(False), 1.))
+    monkeypatch.setattr(gan, "CHAINS", 32)
     return Config(**TINY, cache=cache, run=str(tmp_path / "run"))
 
 
@@ -449,7 +450,6 @@ def test_progressive_feeds_each_result_back():
 
 
 def test_evaluate_of_a_copy_has_no_excess(tiny, monkeypatch):
-    tiny.frames = 6
     gan.train(dataclasses.replace(tiny, steps=1))
     monkeypatch.setattr(Generator, "forward", lambda self, I, H: I)
     summary = gan.evaluate(tiny)["summary"]
@@ -492,6 +492,9 @@ def test_bad_driving_files(tmp_path, text, message):
         gan.read_drive(tmp_path / "d.txt")
 
 
-def test_toy_sweep_moves():
-    shapes = gan.toy_sweep(64)
-    assert shapes.shape == (40, 68, 2) and (shapes[10] - shapes[30]).norm(dim=1).max() > 5
+def test_toy_sweep_moves_where_the_training_faces_are(tiny):
+    shapes = gan.toy_sweep(tiny.image_size)
+    assert shapes.shape == (40, 68, 2) and (shapes[10] - shapes[30]).norm(dim=1).max() > 3
+    low, high = common.crop_box(common.to_66(shapes), 0)
+    ours, theirs = common.crop_box(gan.make_data(tiny).points, 0)
+    assert (low.mean(0) - ours.mean(0)).abs().max() < 2 and (high.mean(0) - theirs.mean(0)).abs().max() < 2
