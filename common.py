@@ -265,7 +265,7 @@ def open_image(path):
 
 def crop(image, low, high, side):
     """The box low ... high ([2] each, pixels as in landmarks) of an RGB image, resized to side x side; edges repeat beyond the border."""
-    box = [*low.tolist(), *high.tolist()]
+    box = [v + .5 for v in (*low.tolist(), *high.tolist())]               # a landmark's (0, 0) is a pixel's centre, PIL's its corner
     pad = max(0, *(math.ceil(v) for v in (-box[0], -box[1], box[2] - image.width, box[3] - image.height)))
     if pad:
         image = Image.fromarray(np.pad(np.asarray(image), ((pad, pad), (pad, pad), (0, 0)), mode="edge"))

@@ -230,9 +230,9 @@ def test_picture_values_go_there_and_back():
 
 def test_crop_repeats_the_edges():
     image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
-    same = common.crop(image, torch.tensor([0., 0.]), torch.tensor([4., 4.]), 4)
+    same = common.crop(image, torch.tensor([-.5, -.5]), torch.tensor([3.5, 3.5]), 4)
     assert np.array_equal(np.asarray(same), np.asarray(image))
-    wide = np.asarray(common.crop(image, torch.tensor([-4., 0.]), torch.tensor([0., 4.]), 4))
+    wide = np.asarray(common.crop(image, torch.tensor([-4.5, -.5]), torch.tensor([-.5, 3.5]), 4))
     assert (wide == np.asarray(image)[:, :1]).all()
 
 

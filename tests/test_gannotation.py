@@ -419,7 +419,7 @@ def test_n_plus_n_steps_are_2n_steps(tiny, tmp_path, change):
 
 
 def test_a_training_learns_on_cuda_and_cpu(tiny, device):
-    cfg = dataclasses.replace(tiny, device=device, steps=40, width=8, batch_size=4, lambda_self=0., lambda_triple=0., lr=2e-3)
+    cfg = dataclasses.replace(tiny, device=device, steps=30, width=8, batch_size=4, log_every=10, sample_every=30, lambda_self=0., lambda_triple=0., lr=2e-3)
     gan.train(cfg)
     lines = common.read_jsonl(Path(cfg.run) / "metrics.jsonl")
     assert lines[-1]["error"] < lines[0]["error"] * .9 and lines[-1]["health"] in ("ok", "copying")
@@ -452,7 +452,7 @@ def test_progressive_feeds_each_result_back():
 def test_evaluate_of_a_copy_has_no_excess(tiny, monkeypatch):
     gan.train(dataclasses.replace(tiny, steps=1))
     monkeypatch.setattr(Generator, "forward", lambda self, I, H: I)
-    summary = gan.evaluate(tiny)["summary"]
+    summary = gan.evaluate(tiny)["values"]
     assert summary["direct / copy"] == pytest.approx(1) and summary["excess"] == pytest.approx(0, abs=1e-6)
     assert summary["self-recovery ratio"] == pytest.approx(0, abs=1e-6) and summary["route gap"] == 0
 
