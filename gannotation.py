@@ -461,6 +461,8 @@ class FaceFeatures(nn.Module):
             self.net = common.load_weights(LightCNN(), {k: v for k, v in state.items() if not k.startswith("fc2.")}, cfg.light_cnn)
             self.net.eval().requires_grad_(False)
         else:
+            if cfg.data:
+                say("identity loss: no --light-cnn file; using a small recogniser of toy faces")
             self.net, _ = toyfaces.judge("identity", cfg.image_size, 1, cfg.device, cfg.cache)
 
     def forward(self, images):
