@@ -165,14 +165,14 @@ wgan_G = hinge_G
 GAN_LOSSES = {"vanilla": (vanilla_D, vanilla_G), "lsgan": (lsgan_D, lsgan_G), "hinge": (hinge_D, hinge_G), "wgan-gp": (wgan_D, wgan_G)}
 
 
-def gradient_penalty(D, real, fake, generator=None):
+def gradient_penalty(D, real, fake):
     """E[(||grad D(x^)||_2 - 1)^2], x^ = a real + (1 - a) fake, one a ~ U(0, 1) per picture (Gulrajani et al. 2017).
 
     D: [B, c, H, W] -> scores of any shape, *summed* over patches, as in the official StarGAN code; one norm per picture
     over all its pixels and channels. real, fake: same shape, detached here. Computed in float32: squares of gradients
     do not fit bfloat16. Returns a scalar whose gradient reaches D only.
     """
-    a = torch.rand(len(real), 1, 1, 1, device=real.device, generator=generator)
+    a = torch.rand(len(real), 1, 1, 1, device=real.device)
     x_hat = (a * real.detach() + (1 - a) * fake.detach()).requires_grad_(True)
     with full_precision():
         gradient, = torch.autograd.grad(D(x_hat).sum(), x_hat, create_graph=True)

@@ -512,7 +512,7 @@ class Perception(nn.Module):
 # || . ||_1 is the *mean* absolute value over batch, channels and pixels of pictures in [-1, 1], as in the authors' code; the
 # weights make sense with it only. That the paper means the 1-norm for self, triple and identity is not confirmed. TV is a sum.
 
-def loss_adv_D(D, I, I_hat, cfg, generator=None):
+def loss_adv_D(D, I, I_hat, cfg):
     """[2.3.1]  L_D = E[max(0, 1 - D(I))] + E[max(0, 1 + D(I^))]
 
     Real scores go above +1, generated ones below -1, minimised by D. With cfg.adversarial "wgan-gp" (authors' training
@@ -522,7 +522,7 @@ def loss_adv_D(D, I, I_hat, cfg, generator=None):
     real, fake = D(torch.cat([I, I_hat])).chunk(2)                     # D has no batch norm: one pass for both
     loss = common.GAN_LOSSES[cfg.adversarial][0](real, fake)
     if cfg.adversarial == "wgan-gp":
-        loss = loss + cfg.lambda_gp * common.gradient_penalty(D, I, I_hat, generator)
+        loss = loss + cfg.lambda_gp * common.gradient_penalty(D, I, I_hat)
     return loss
 
 
