@@ -108,7 +108,7 @@ class Config(common.Settings):
 SMALL = dict(
     image_size=64, width=16, d_widths=(32, 64, 128, 128), batch_size=8, people=500, frames=10, pose=.6,
     lambda_adv=.1, lambda_pix=100., lambda_self=30., perceptual="recogniser",
-    steps=6500, lr=1e-3, warm_up=.69, ramp=.1, decay_from=.8,
+    steps=11_000, lr=1e-3, warm_up=.5, ramp=.1, decay_from=.5,
 )
 INFER_FLAGS = {
     "--drive": dict(default="sweep", metavar="FILE", help="landmarks to follow: .pts, or rows of x1 y1 ... x66 y66; default: a toy sweep"),
@@ -389,7 +389,8 @@ class Generator(nn.Module):
         first, w = self.down[0], self.down[0].weight                   # conv([I, H]) = conv(I) + conv(H): no gradient for H
         x = F.conv2d(I, w[:, :3], padding=first.padding) + F.conv2d(H, w[:, 3:], padding=first.padding)
         x = self.up(self.bottleneck(self.down[1:](x)))
-        return torch.tanh(self.colour(x)), torch.sigmoid(self.mask(x))
+        C, M = F.conv2d(x, torch.cat([self.colour.weight, self.mask.weight]), padding=3).split((3, 1), 1)      # one pass for both
+        return torch.tanh(C), torch.sigmoid(M)
 
     def forward(self, I, H, with_mask=False):
         C, M = self.paint(I, H)
