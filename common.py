@@ -93,7 +93,7 @@ class PatchGAN(nn.Module):
 
     def receptive_field(self):
         """Side of the square of input pixels that one score sees."""
-        return receptive_field(self)
+        return receptive_field(nn.Sequential(self.trunk, self.head))
 
 
 def receptive_field(net):
@@ -272,6 +272,12 @@ def crop(image, low, high, side):
     return image.resize((side, side), Image.Resampling.BICUBIC, tuple(v + pad for v in box), reducing_gap=3)
 
 
+def square(image, side):
+    """The central square of an RGB image, resized to side x side."""
+    low = torch.tensor([image.width, image.height]) / 2 - min(image.size) / 2
+    return crop(image, low - .5, low + min(image.size) - .5, side)
+
+
 def to_tensor(image):
     """RGB PIL image -> float32 [3, H, W] in [-1, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
@@ -362,6 +368,37 @@ def decode_all(paths, decode, array, skip_bad):
         list(tqdm(pool.map(one, range(len(paths))), "decoding", len(paths), disable=not sys.stderr.isatty()))
     report_bad(sorted(bad.values()), len(paths), skip_bad)
     return [i for i in range(len(paths)) if i not in bad]
+
+
+MISSING = (1, 254, 1)          # first pixel of the place of a picture that could not be read, in the cache (as good as never a real one)
+
+
+def decoded_bank(cfg, paths, shape, decode, key=()):
+    """The pictures `paths` decoded once, decode(i) -> uint8 `shape`: (bank [n, *shape], indices of the pictures that it holds).
+
+    key: whatever else than the files decides what decode gives. With cfg.skip_bad unreadable files are left out.
+    """
+    def fill(array):
+        readable = set(decode_all(paths, decode, array, cfg.skip_bad))
+        array[[k for k in range(len(paths)) if k not in readable], :, 0, 0] = MISSING
+
+    files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    bank = cached(cfg, (files, key), (len(paths), *shape), fill)
+    good = (bank[:, :, 0, 0].cpu() != torch.tensor(MISSING)).any(1).nonzero()[:, 0].tolist()
+    return (bank if len(good) == len(paths) else bank[good]), good
+
+
+def toy_bank(cfg, key, faces, size):
+    """Toy faces (a toyfaces.Face) drawn once: uint8 [n, 3, size, size]. key: whatever decides what `faces` holds."""
+    import toyfaces
+    source = hashlib.sha256(Path(toyfaces.__file__).read_bytes()).hexdigest()
+
+    def fill(array):
+        say(f"drawing {len(faces)} toy faces (once) ...")
+        for k in tqdm(range(0, len(faces), 64), "drawing", disable=not sys.stderr.isatty()):
+            array[k:k + 64] = to_uint8(toyfaces.render(faces[slice(k, k + 64)], size)).cpu().numpy()
+
+    return cached(cfg, (key, source), (len(faces), 3, size, size), fill)
 
 
 def report_bad(bad, total, skip_bad):
@@ -493,12 +530,13 @@ class Run:
     """One training: a folder with config.json, last.pt, metrics.jsonl, losses.png, samples/.
 
     nets, opts: dicts of networks and of optimisers by name; data: has `generator` (a torch.Generator) and `sample(batch_size)`.
+    about: plain values kept in the checkpoint, what --infer needs to know of the data; another about is another run.
     `for step, batch in run.batches(batch_size)` yields the steps that are still to do. A run that was interrupted, killed or
     lengthened continues as if it had never stopped: networks, optimisers and every random generator come from last.pt.
     """
 
-    def __init__(self, cfg, nets, opts, data, legend=None):
-        self.cfg, self.nets, self.opts, self.data, self.legend = cfg, nets, opts, data, legend or {}
+    def __init__(self, cfg, nets, opts, data, legend=None, about=None):
+        self.cfg, self.nets, self.opts, self.data, self.legend, self.about = cfg, nets, opts, data, legend or {}, about
         self.folder, self.start, self.stop_signal, self.elapsed = Path(cfg.run), 0, None, 0.
         self.laps, self.bar, self.word = defaultdict(float), None, ""
         if cfg.bench:
@@ -525,6 +563,8 @@ class Run:
             raise UserError(f"{path}: a checkpoint of {saved.get('paper', 'something else')}, not of {paper_of(self.cfg)}; give another --run folder")
         different = [f"{k} (was {saved['config'].get(k)!r}, now {v!r})" for k, v in ours.items()
                      if k != "steps" and saved["config"].get(k, v) != v]
+        if saved.get("about") != self.about:
+            different.append(f"data set (was {saved.get('about')}, now {self.about})")
         if different:
             raise UserError(f"{self.folder} holds a run with another {', '.join(different)}; give the same settings, "
                             "another --run folder, or --fresh to start over")
@@ -547,7 +587,7 @@ class Run:
         rng = {"data": self.data.generator.get_state(), "torch": torch.get_rng_state()}
         if self.cfg.device.startswith("cuda"):
             rng["cuda"] = torch.cuda.get_rng_state()
-        content = {"paper": paper_of(self.cfg), "step": step, "seconds": self.seconds(), "config": _comparable(self.cfg), "rng": rng,
+        content = {"paper": paper_of(self.cfg), "step": step, "seconds": self.seconds(), "config": _comparable(self.cfg), "rng": rng, "about": self.about,
                    "nets": {k: v.state_dict() for k, v in self.nets.items()},
                    "opts": {k: v.state_dict() for k, v in self.opts.items()}}
         save_checkpoint(content, self.folder / "last.pt")
@@ -699,6 +739,11 @@ def branch(trunk, cfg):
         save_checkpoint(saved | {"config": _comparable(cfg), "seconds": 0.}, Path(cfg.run) / "last.pt")
 
 
+def data_folders(cfg):
+    """cfg.data as a list: some papers take one folder, some several; [] = toy faces."""
+    return list(cfg.data) if isinstance(cfg.data, tuple) else [cfg.data] if cfg.data else []
+
+
 def paper_of(cfg):
     """The name of the file that defines this Config."""
     return Path(inspect.getfile(type(cfg))).stem
@@ -819,8 +864,10 @@ def _flag(parser, field, default, source):
     name = "--" + field.name.replace("_", "-")
     if isinstance(default, bool) or field.name == "amp":
         parser.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=source)
+    elif field.metadata.get("action") == "append":
+        parser.add_argument(name, action="append", default=None, metavar="DIR", help=source)
     elif isinstance(default, tuple):
-        parser.add_argument(name, nargs="+", type=type(default[0]), default=None, metavar="N", help=source)
+        parser.add_argument(name, nargs="+", type=field.metadata.get("type") or type(default[0]), default=None, metavar="N", help=source)
     else:
         def number(text):
             value = type(default)(text)
@@ -900,8 +947,9 @@ def _main(paper, argv):
     for field in ("steps", "batch_size", "image_size", "log_every", "save_every", "sample_every"):
         if getattr(cfg, field) < 1:
             raise UserError(f"--{field.replace('_', '-')} {getattr(cfg, field)}: expected at least 1")
-    if cfg.data and not Path(cfg.data).is_dir():
-        raise UserError(f"--data {cfg.data}: no such folder")
+    for folder in data_folders(cfg):
+        if not Path(folder).is_dir():
+            raise UserError(f"--data {folder}: no such folder")
 
     if args.explain:
         print(explain(paper))
@@ -911,7 +959,7 @@ def _main(paper, argv):
         return 0
     settle(cfg)
     say(f"{title}: {scale} recipe on {hardware(cfg)}, {'bfloat16' if cfg.amp else 'float32'}, {cfg.image_size} px, batch {cfg.batch_size}, "
-        f"{'toy faces' if not cfg.data else cfg.data}")
+        f"{' and '.join(data_folders(cfg)) or 'toy faces'}")
     if args.bench:
         bench(paper, cfg)
     if args.train:
@@ -945,8 +993,9 @@ def equations(paper):
 
 
 def loss_functions(paper):
-    """{name: function} of the functions named loss_* in the paper's file."""
-    return {k: f for k, f in vars(paper).items() if k.startswith("loss_") and inspect.isfunction(f) and f.__module__ == paper.__name__}
+    """{name: function} of the functions in the paper's file that are named loss_*, or whose docstring starts with an equation's [label]."""
+    return {k: f for k, f in vars(paper).items() if inspect.isfunction(f) and f.__module__ == paper.__name__
+            and (k.startswith("loss_") or (f.__doc__ or "").startswith("["))}
 
 
 def tests_of(name, folder):
@@ -991,7 +1040,12 @@ def check(paper, cfg):
     if not cfg.data:
         print("no --data: toy faces are drawn from parameters; nothing to check")
         return
-    root, folders, n = Path(cfg.data), {}, 0
+    for folder in data_folders(cfg):
+        _check(paper, dataclasses.replace(cfg, data=(folder,) if isinstance(cfg.data, tuple) else folder), Path(folder))
+
+
+def _check(paper, cfg, root):
+    folders, n = {}, 0
     for folder, _, names in os.walk(root, followlinks=True):
         folders[Path(folder)] = names
         n += len(names)

@@ -228,14 +228,7 @@ def toy_faces(cfg, people, seed):
     """`people` toy people, cfg.frames pictures each, turning and nodding; the same seed gives the same faces."""
     n, S = people * cfg.frames, cfg.image_size
     faces = toyfaces.frames(toyfaces.sample(people, seed, cfg.device), cfg.frames, seed + 1, cfg.pose).set(**CLOSE)
-    source = Path(toyfaces.__file__).read_bytes()
-
-    def fill(array):
-        say(f"drawing {n} toy faces (once) ...")
-        for k in common.tqdm(range(0, n, 64), "drawing", disable=not common.sys.stderr.isatty()):
-            array[k:k + 64] = common.to_uint8(toyfaces.render(faces[slice(k, k + 64)], S)).cpu().numpy()
-
-    bank = common.cached(cfg, ("toy close", people, cfg.frames, seed, cfg.pose, common.hashlib.sha256(source).hexdigest()), (n, 3, S, S), fill)
+    bank = common.toy_bank(cfg, ("toy close", people, cfg.frames, seed, cfg.pose), faces, S)
     points = toyfaces.landmarks(faces, S)
     first = torch.arange(n) // cfg.frames * cfg.frames
     return Faces(cfg, bank, common.to_66(points) if cfg.points == 66 else points, first, first + cfg.frames - 1, photos=False)
@@ -295,9 +288,6 @@ def scan(cfg):
     return dict(images=images, annotations=annotations, groups=groups, test=test, bad=bad, notes=notes, bytes_per_image=3 * side * side)
 
 
-MISSING = (1, 254, 1)          # first pixel of the place of a picture that could not be read, in the cache (as good as never a real one)
-
-
 def photographs(cfg, test):
     """The training or the test part of cfg.data, decoded once: loose square crops around the landmarks, at 1.5 x image_size."""
     found = scan(cfg)
@@ -331,15 +321,9 @@ def photographs(cfg, test):
             raise UserError(f"{images[k]}: its landmarks lie outside the picture ({picture.width} x {picture.height})")
         return np.asarray(common.crop(picture, centre[k] - half[k], centre[k] + half[k], side)).transpose(2, 0, 1)
 
-    def fill(array):
-        readable = set(common.decode_all(images, decode, array, cfg.skip_bad))
-        array[[k for k in range(len(images)) if k not in readable], :, 0, 0] = MISSING
-
-    key = [(str(p), p.stat().st_size, p.stat().st_mtime_ns, tuple(map(float, c)), float(h)) for p, c, h in zip(images, centre, half[:, 0], strict=True)]
-    bank = common.cached(cfg, (key, side), (len(images), 3, side, side), fill)
+    key = [(*map(float, c), float(h)) for c, h in zip(centre, half[:, 0], strict=True)]
+    bank, good = common.decoded_bank(cfg, images, (3, side, side), decode, key)
     points = (points - (centre - half)[:, None]) * (side / (2 * half))[:, None] - .5
-    good = (bank[:, :, 0, 0].cpu() != torch.tensor(MISSING)).any(1).nonzero()[:, 0].tolist()
-    bank = bank if len(good) == len(images) else bank[good]
     group = torch.tensor([groups[found["groups"][mine[k]]] for k in good])
     first = torch.searchsorted(group, group)
     last = torch.searchsorted(group, group, right=True) - 1

@@ -160,6 +160,12 @@ class Face:
         """The counterfactual: these faces, with the fields in `names` from `other`."""
         return replace(self, **{name: getattr(other, name) for name in names})
 
+    def where(self, condition, other):
+        """Each of these faces where condition [B] holds, the other's where not."""
+        def pick(mine, its):
+            return torch.where(condition.to(mine.device).view(-1, *[1] * (mine.dim() - 1)), mine, its)
+        return Face(**{f.name: pick(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
+
     def set(self, **values):
         """These faces with some fields set to a number, a list, or a tensor that broadcasts to [B, ...]."""
         new = {}
