@@ -164,9 +164,7 @@ def toy_set(cfg, kind, count, seed):
     """"attributes": `count` people anywhere, one picture each, any expression and light. "expressions": `count` people in a
     studio, frontal, grey wall, the eight expressions. Neither knows the other's labels."""
     if kind == "attributes":
-        faces = toyfaces.sample(count, seed, cfg.device, pose=cfg.pose)
-        age = faces.age
-        faces = faces.set(age=torch.where(age < .5, .6 * age, .7 + .6 * (age - .5)))               # young or old, nothing between
+    XX.where(age < .5, .6 * age, .7 + .6 * (age - .5)))               # young or old, nothing between
         names = tuple("Beard" if name == "Male" else name for name in cfg.attributes)              # toy people have no sex
         unknown = [name for name in names if name not in toyfaces.ATTRIBUTES]
         if unknown:
@@ -175,7 +173,7 @@ def toy_set(cfg, kind, count, seed):
     else:
         names = class_names(cfg, EXPRESSIONS)
         people = toyfaces.sample(count, seed, cfg.device, pose=.15, expression=False, makeup=False)
-        people = people.set(roll=0., shift=0., zoom=1., background=.7, light=[0., -.3, .954], light_strength=.4)
+        people = people.set(roll=0., shift=0., zoom=1.25, background=.7, light=[0., -.3, .954], light_strength=.4)
         neutral = people.express("neutral")
         strength = .85 + .3 * torch.rand(count, generator=torch.Generator().manual_seed(seed)).to(cfg.device)
         shows = [people.express(name) for name in names]
