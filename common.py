@@ -388,17 +388,19 @@ def decoded_bank(cfg, paths, shape, decode, key=()):
     return (bank if len(good) == len(paths) else bank[good]), good
 
 
-def toy_bank(cfg, key, faces, size):
-    """Toy faces (a toyfaces.Face) drawn once: uint8 [n, 3, size, size]. key: whatever decides what `faces` holds."""
+def toy_bank(cfg, faces, size):
+    """Toy faces (a toyfaces.Face) drawn once: uint8 [n, 3, size, size]. Cached by the parameters of the faces and the file that draws them."""
     import toyfaces
-    source = hashlib.sha256(Path(toyfaces.__file__).read_bytes()).hexdigest()
+    key = hashlib.sha256(Path(toyfaces.__file__).read_bytes())
+    for field in dataclasses.fields(faces):
+        key.update(getattr(faces, field.name).cpu().numpy().tobytes())
 
     def fill(array):
         say(f"drawing {len(faces)} toy faces (once) ...")
         for k in tqdm(range(0, len(faces), 64), "drawing", disable=not sys.stderr.isatty()):
             array[k:k + 64] = to_uint8(toyfaces.render(faces[slice(k, k + 64)], size)).cpu().numpy()
 
-    return cached(cfg, (key, source), (len(faces), 3, size, size), fill)
+    return cached(cfg, ("toy faces", key.hexdigest()), (len(faces), 3, size, size), fill)
 
 
 def report_bad(bad, total, skip_bad):

@@ -228,7 +228,7 @@ def toy_faces(cfg, people, seed):
     """`people` toy people, cfg.frames pictures each, turning and nodding; the same seed gives the same faces."""
     n, S = people * cfg.frames, cfg.image_size
     faces = toyfaces.frames(toyfaces.sample(people, seed, cfg.device), cfg.frames, seed + 1, cfg.pose).set(**CLOSE)
-    bank = common.toy_bank(cfg, ("toy close", people, cfg.frames, seed, cfg.pose), faces, S)
+    bank = common.toy_bank(cfg, faces, S)
     points = toyfaces.landmarks(faces, S)
     first = torch.arange(n) // cfg.frames * cfg.frames
     return Faces(cfg, bank, common.to_66(points) if cfg.points == 66 else points, first, first + cfg.frames - 1, photos=False)

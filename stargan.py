@@ -164,7 +164,9 @@ def toy_set(cfg, kind, count, seed):
     """"attributes": `count` people anywhere, one picture each, any expression and light. "expressions": `count` people in a
     studio, frontal, grey wall, the eight expressions. Neither knows the other's labels."""
     if kind == "attributes":
-    XX.where(age < .5, .6 * age, .7 + .6 * (age - .5)))               # young or old, nothing between
+        faces = toyfaces.sample(count, seed, cfg.device, pose=cfg.pose)
+        age = faces.age
+        faces = faces.set(zoom=1.25, age=torch.where(age < .5, .6 * age, .7 + .6 * (age - .5)))    # close, as CelebA; young or old
         names = tuple("Beard" if name == "Male" else name for name in cfg.attributes)              # toy people have no sex
         unknown = [name for name in names if name not in toyfaces.ATTRIBUTES]
         if unknown:
@@ -179,7 +181,7 @@ def toy_set(cfg, kind, count, seed):
         shows = [people.express(name) for name in names]
         shows = [f.set(**{k: getattr(neutral, k) + strength * (getattr(f, k) - getattr(neutral, k)) for k in toyfaces.EXPRESSION}) for f in shows]
         faces, labels = toyfaces.cat(shows), torch.eye(len(names)).repeat_interleave(count, 0)
-    bank = common.toy_bank(cfg, ("stargan", kind, count, seed, cfg.pose, names), faces, cfg.image_size)
+    bank = common.toy_bank(cfg, faces, cfg.image_size)
     return LabelSet(names, kind == "expressions", bank, labels.cpu(), faces)
 
 
@@ -280,6 +282,7 @@ def photographs(cfg, root, test):
 
 
 TRAIN_SEED, TEST_SEED, CLASSIFIER_SEED = 10_000, 20_000, 30_000         # people drawn from other seeds are other people
+TEST_PEOPLE = {"attributes": 256, "expressions": 64}
 
 
 def toy_kinds(cfg):
@@ -292,7 +295,7 @@ def make_data(cfg, test=False):
         raise UserError(f"--data given {len(cfg.data)} times; expected one or two data sets")
     if cfg.data:
         return Faces(cfg, [photographs(cfg, root, test) for root in cfg.data])
-    counts = {"attributes": 256, "expressions": 64} if test else {"attributes": cfg.people, "expressions": cfg.studio}
+    counts = TEST_PEOPLE if test else {"attributes": cfg.people, "expressions": cfg.studio}
     seed = TEST_SEED if test else TRAIN_SEED + 10 * cfg.seed
     return Faces(cfg, [toy_set(cfg, kind, counts[kind], seed + k) for k, kind in enumerate(toy_kinds(cfg))])
 
@@ -659,19 +662,18 @@ def classifier(cfg, d, s):
     """
     net = torchvision.models.resnet18(num_classes=len(s.names))
     if cfg.data:
-        source, own = photographs(cfg, cfg.data[d], test=False), None
+        source = photographs(cfg, cfg.data[d], test=False)
         key = (str(Path(cfg.data[d]).resolve()), len(source.labels))
     else:
-        own = dataclasses.replace(cfg, people=4000, studio=400)
-        key = ("toy", toy_kinds(cfg)[d], cfg.pose, common.hashlib.sha256(Path(toyfaces.__file__).read_bytes()).hexdigest())
+        kind = toy_kinds(cfg)[d]
+        source = toy_set(cfg, kind, CLASSIFIER_PEOPLE[kind], CLASSIFIER_SEED)
+        key = common.hashlib.sha256(source.bank.cpu().numpy()).hexdigest()
     path = Path(cfg.cache) / f"stargan-classifier-{common.hashlib.sha256(repr((key, s.names, cfg.image_size, CLASSIFIER_STEPS)).encode()).hexdigest()[:16]}.pt"
     if path.exists():
         net.load_state_dict(common.load_checkpoint(path)["net"])
         net.to(cfg.device)
     else:
-        if own:
-            source = toy_set(own, toy_kinds(cfg)[d], own.people if toy_kinds(cfg)[d] == "attributes" else own.studio, CLASSIFIER_SEED)
-        say(f"training a classifier of {' '.join(s.names)} (once, on {len(source.labels)} pictures{' of its own' if own else ''}) ...")
+        say(f"training a classifier of {' '.join(s.names)} (once, on {len(source.labels)} pictures) ...")
         train_classifier(net, cfg, source)
         common.save_checkpoint({"net": net.state_dict()}, path)
     net.eval().requires_grad_(False)
@@ -679,7 +681,7 @@ def classifier(cfg, d, s):
     return net, torch.cat(wrong).mean().item()
 
 
-CLASSIFIER_STEPS = 800
+CLASSIFIER_STEPS, CLASSIFIER_PEOPLE = 800, {"attributes": 4000, "expressions": 400}
 
 
 def train_classifier(net, cfg, source):
@@ -849,7 +851,7 @@ def _ablation_run(cfg):
 @torch.no_grad()
 def across(cfg, G):
     """Expressions painted by a G that knows only the studio, on pictures in the wild: error of the classifier, L1 to the truth."""
-    wild, studio = toy_set(cfg, "attributes", 256, TEST_SEED), toy_set(cfg, "expressions", 64, TEST_SEED)
+    wild, studio = (toy_set(cfg, kind, TEST_PEOPLE[kind], TEST_SEED) for kind in ("attributes", "expressions"))
     reader, total = classifier(cfg, 0, studio)[0], common.defaultdict(float)
     for index in torch.arange(len(wild.labels)).split(32):
         x, faces = draw(wild.bank, index, cfg.device), wild.faces[index.to(cfg.device)]
