@@ -1055,11 +1055,9 @@ def _check(paper, cfg, root):
     shown = 0
     for folder in sorted(folders):
         names = folders[folder]
-        if not names:
-            continue
         shown += 1
         if shown > 30:
-            print(f"  ... and {sum(bool(v) for v in folders.values()) - 30} more folders")
+            print(f"  ... and {len(folders) - 30} more folders")
             break
         kinds = Counter(Path(name).suffix.lower() or "(none)" for name in names)
         pictures = [name for name in names if name.lower().endswith(IMAGE_FILES)]

@@ -1,0 +1,601 @@
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from PIL import Image
+
+import common
+import stargan as star
+import toyfaces
+from common import UserError
+from stargan import Config, Discriminator, Generator
+
+TINY = dict(star.SMALL, image_size=32, width=4, residual_blocks=1, d_width=4, d_layers=3, batch_size=4, people=16, studio=2, steps=4, n_critic=2,
+            log_every=1, save_every=2, sample_every=2, device="cpu", amp=False)
+
+
+@pytest.fixture
+def tiny(tmp_path, cache, monkeypatch):
+    """A configuration that trains in a second, and judges that know nothing."""
+    quick(monkeypatch)
+    return Config(**TINY, cache=cache, run=str(tmp_path / "run"))
+
+
+def quick(monkeypatch):
+    monkeypatch.setattr(toyfaces, "judge", lambda kind, *_: (toyfaces.Judge(kind).eval().requires_grad_(False), 1.))
+    monkeypatch.setattr(star, "TEST_PEOPLE", {"attributes": 8, "expressions": 2})
+    monkeypatch.setattr(star, "CLASSIFIER_PEOPLE", {"attributes": 8, "expressions": 2})
+    monkeypatch.setattr(star, "CLASSIFIER_STEPS", 2)
+
+
+def grads(*nets):
+    return sum(p.grad.abs().sum().item() for net in nets for p in net.parameters() if p.grad is not None)
+
+
+# ------------------------------------------------------------------------------------------------------ losses
+
+def test_loss_adv_D_is_minus_the_difference_of_means():
+    assert star.loss_adv_D(torch.tensor([[3., 1.]]), torch.tensor([[-1.], [2.]])).item() == pytest.approx(.5 - 2.)
+
+
+def test_loss_adv_G_falls_when_the_score_rises():
+    score = torch.tensor([[1., 3.]], requires_grad=True)
+    loss = star.loss_adv_G(score)
+    loss.backward()
+    assert loss.item() == -2. and (score.grad == -.5).all()
+
+
+class Linear(nn.Module):
+    """D with a known gradient: patch scores w_p . x, and a class head."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.w = nn.Parameter(w)                                                              # [patches, 3, S, S]
+
+    def forward(self, x):
+        return (x[:, None] * self.w).sum((2, 3, 4)), x.mean((2, 3))
+
+
+def test_loss_gp_by_hand_one_norm_a_picture_on_the_sum_of_scores():
+    w = torch.zeros(2, 3, 4, 4)
+    w[0, 0, 0, 0], w[1, 1, 2, 2] = 3., 4.                                                     # the sum's gradient has norm 5
+    D = Linear(w)
+    assert star.loss_gp(D, torch.rand(5, 3, 4, 4), torch.rand(5, 3, 4, 4)).item() == pytest.approx(16.)
+    assert star.loss_gp(Linear(w / 5), torch.rand(5, 3, 4, 4), torch.rand(5, 3, 4, 4)).item() == pytest.approx(0., abs=1e-6)
+
+
+def test_loss_gp_draws_one_alpha_a_picture_and_reaches_D_only():
+    seen = []
+
+    class Square(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.k = nn.Parameter(torch.tensor(1.))
+
+        def forward(self, x):
+            seen.append(x.detach())
+            return (self.k * x ** 2).sum((1, 2, 3)), None
+    D, real, fake = Square(), torch.ones(64, 3, 4, 4), torch.zeros(64, 3, 4, 4, requires_grad=True)
+    star.loss_gp(D, real, fake).backward()
+    alpha = seen[0]
+    assert (alpha == alpha[:, :1, :1, :1]).all() and len(alpha[:, 0, 0, 0].unique()) == 64    # constant in a picture, different between them
+    assert fake.grad is None and D.k.grad.item() != 0
+    assert alpha.min() < .1 and alpha.max() > .9
+
+
+def test_loss_cls_real_of_attributes_is_summed_over_attributes_and_divided_by_the_batch():
+    logits, label = torch.tensor([[2., -1.], [0., .5]]), torch.tensor([[1., 0.], [1., 1.]])
+    p = torch.sigmoid(logits)
+    expected = -(label * p.log() + (1 - label) * (1 - p).log()).sum() / 2
+    assert star.loss_cls_real(logits, label, False).item() == pytest.approx(expected.item())
+
+
+def test_loss_cls_fake_of_classes_is_softmax():
+    logits, label = torch.tensor([[2., -1., 0.], [0., .5, 1.]]), torch.tensor([[1., 0., 0.], [0., 0., 1.]])
+    expected = -(logits.softmax(1) * label).sum(1).log().mean()
+    assert star.loss_cls_fake(logits, label, True).item() == pytest.approx(expected.item())
+    assert star.loss_cls_fake(100 * label, label, True).item() == pytest.approx(0.)
+
+
+def test_loss_rec_by_hand():
+    a, b = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    b[0, 0, 0, 0] = -2.
+    assert star.loss_rec(a, b).item() == pytest.approx(2 / 96) and star.loss_rec(b, b) == 0
+
+
+class Add(nn.Module):
+    """A toy generator with a known answer: adds the mean of the label, times a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.k = nn.Parameter(torch.tensor(1.))
+
+    def forward(self, x, c):
+        return x + self.k * c.mean(1)[:, None, None, None]
+
+
+def test_loss_triple_compares_two_routes_and_reaches_both():
+    G, x = Add(), torch.randn(2, 3, 4, 4)
+    c, c_n = torch.full((2, 5), .3), torch.full((2, 5), .2)
+    loss = star.loss_triple(G, G(x, c), c_n, G(x, c_n))                                       # .3 + .2 against .2
+    assert loss.item() == pytest.approx(.3)
+    loss.backward()
+    assert G.k.grad.item() == pytest.approx(.3)                                               # (.3 + .2) - .2: both routes count
+
+
+def test_loss_mask_is_the_share_that_is_repainted():
+    M = torch.ones(2, 1, 4, 4)
+    assert star.loss_mask(M) == 0
+    M[0, 0, :2] = 0
+    assert star.loss_mask(M).item() == pytest.approx(.25)
+
+
+# ------------------------------------------------------------------------------------------------------ labels
+
+def test_unified_label_with_one_set_is_the_label():
+    label = torch.rand(3, 5)
+    assert torch.equal(star.unified_label(label, 0, (5,)), label)
+
+
+def test_unified_label_puts_zeros_for_the_unknown_and_a_mask_behind():
+    a, b = torch.ones(2, 5), torch.eye(8)[:2]
+    assert star.unified_label(a, 0, (5, 8)).tolist() == [[1.] * 5 + [0.] * 8 + [1., 0.]] * 2
+    joined = star.unified_label(b, 1, (5, 8))
+    assert joined.shape == (2, 15) and torch.equal(joined[:, 5:13], b) and joined[:, :5].sum() == 0 and joined[:, 13:].tolist() == [[0., 1.]] * 2
+
+
+def test_targets_set_hair_exclusively_and_flip_the_rest():
+    names = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Beard", "Young")
+    label = torch.tensor([[1., 0., 0., 0., 1.], [0., 0., 0., 1., 0.]])                         # black and young; grey with a beard
+    columns = {name: (wanted.tolist(), changes.tolist()) for name, wanted, changes in star.targets(label, names, False)}
+    assert columns["Blond_Hair"] == ([[0, 1, 0, 0, 1], [0, 1, 0, 1, 0]], [True, True])
+    assert columns["Black_Hair"][1] == [False, True]
+    assert columns["Beard"] == ([[1, 0, 0, 1, 1], [0, 0, 0, 0, 0]], [True, True])
+    assert columns["Young"][0] == [[1, 0, 0, 0, 0], [0, 0, 0, 1, 1]]
+    for name in names[:3]:                                                                    # never two hair colours
+        assert all(sum(row[:3]) == 1 for row in columns[name][0])
+
+
+def test_targets_of_classes_are_one_hot():
+    columns = star.targets(torch.eye(3), ("angry", "happy", "sad"), True)
+    assert [wanted.tolist() for _, wanted, _ in columns] == [[row] * 3 for row in torch.eye(3).tolist()]
+    assert columns[1][2].tolist() == [True, False, True]
+
+
+def test_training_targets_are_labels_that_occur(tiny, monkeypatch):
+    asked = []
+    forward = Generator.forward
+    monkeypatch.setattr(Generator, "forward", lambda self, x, c, with_mask=False: asked.append(c) or forward(self, x, c, with_mask))
+    star.train(tiny)
+    hair = torch.cat(asked)[:, :3].sum(1)
+    assert hair.max() <= 1 and len(asked) > 4
+
+
+def test_counterfactual_changes_what_it_says_where_it_says():
+    faces = toyfaces.sample(6, 1)
+    on = torch.tensor([1., 0., 1., 0., 1., 0.])
+    changed = star.counterfactual(faces, "Beard", on)
+    assert ((changed.beard > 0) == (on > 0)).all() and torch.equal(changed.hair, faces.hair)
+    assert (star.counterfactual(faces, "Blond_Hair", on).hair == 1).all() and (star.counterfactual(faces, "happy", on).smile == 1).all()
+
+
+@pytest.mark.parametrize("text, row, d", [("Blond_Hair", [0, 1, 0, 0, 1], 0), ("not-Young", [1, 0, 0, 0, 0], 0), ("Brown_Hair+Beard", [0, 0, 1, 1, 1], 0),
+                                          ("happy", [0, 1], 1)])
+def test_wishes(text, row, d):
+    sets = [(("Black_Hair", "Blond_Hair", "Brown_Hair", "Beard", "Young"), False), (("angry", "happy"), True)]
+    wanted, home = star.wish(text, torch.tensor([[1., 0., 0., 0., 1.]]), sets)
+    assert wanted.tolist() == [row] and home == d
+
+
+# ---------------------------------------------------------------------------------------------------- networks
+
+def test_parameter_counts_of_the_authors_networks():
+    assert [common.n_parameters(Generator(n)) for n in (5, 8, 15)] == [8_430_528, 8_439_936, 8_461_888]
+    assert [common.n_parameters(Discriminator(n)) for n in (5, 8, 13)] == [44_762_048, 44_786_624, 44_827_584]
+    assert common.n_parameters(Discriminator(5, 256)) == 44_884_928
+    G, D = star.build(Config(), (5,))
+    assert common.n_parameters(G) + common.n_parameters(D) == 53_192_576 and D.receptive_field() == 318
+    G, D = star.build(Config(), (5, 8))
+    assert common.n_parameters(G) == 8_461_888 and common.n_parameters(D) == 44_827_584           # no mask in D's output
+
+
+def test_discriminator_shapes():
+    src, cls = Discriminator(5, 128, 4)(torch.zeros(2, 3, 128, 128))
+    assert src.shape == (2, 1, 2, 2) and cls.shape == (2, 5)
+    src, cls = Discriminator(5, 64, 4, 5)(torch.zeros(2, 3, 64, 64))
+    assert src.shape == (2, 1, 2, 2) and cls.shape == (2, 5)
+
+
+def test_label_planes_are_seen_through_zero_padding_only():
+    """A constant plane adds a constant to each feature map, and instance norm takes it away; only the zeros at the border tell."""
+    x, one, other = torch.rand(1, 3, 64, 64) * 2 - 1, torch.tensor([[1., 0., 0., 0., 0.]]), torch.tensor([[0., 1., 0., 1., 1.]])
+    change = {}
+    for mode in ("zeros", "reflect"):
+        torch.manual_seed(0)
+        G = Generator(5, 16, 2, padding_mode=mode)
+        with torch.no_grad():
+            change[mode] = (G(x, one) - G(x, other)).abs().max().item()
+    assert change["zeros"] > .01 and change["reflect"] < 1e-4, change
+
+
+def test_train_and_eval_mode_agree():
+    G, x, c = Generator(5, 4, 1), torch.rand(2, 3, 32, 32), torch.rand(2, 5)
+    with torch.no_grad():
+        for _ in range(3):
+            a = G.train()(torch.rand(2, 3, 32, 32), c)
+        a = G(x, c)
+        assert torch.equal(a, G.eval()(x, c)) and not [k for k in G.state_dict() if "running" in k]
+
+
+def test_attention_mask_blends():
+    G, x, c = Generator(5, 4, 1, attention_mask=True), torch.rand(2, 3, 32, 32), torch.rand(2, 5)
+    with torch.no_grad():
+        out = G.main(torch.cat([x, c[:, :, None, None].expand(-1, -1, 32, 32)], 1))
+        M = torch.sigmoid(out[:, 3:])
+        assert torch.allclose(G(x, c), M * x + (1 - M) * torch.tanh(out[:, :3])) and torch.equal(G(x, c, True)[1], M)
+
+
+def authors_names(G, D):
+    """Our weights under the authors' names, with the running statistics that theirs drag along."""
+    theirs_G = {k.replace(".body.", ".main."): v for k, v in G.state_dict().items()}
+    theirs_G |= {"main.1.running_mean": torch.zeros(4), "main.1.num_batches_tracked": torch.tensor(0)}
+    rename = {"trunk.": "main.", "head.": "conv1.", "cls.": "conv2."}
+    return theirs_G, {next(new + k[len(old):] for old, new in rename.items() if k.startswith(old)): v for k, v in D.state_dict().items()}
+
+
+def test_authors_key_names_are_mapped():
+    G, D = Generator(5, 4, 2), Discriminator(5, 64, 4, 4)
+    theirs_G, theirs_D = authors_names(G, D)
+    assert {"main.9.weight", "main.0.weight"} <= theirs_G.keys() | {"main.9.weight"} and "main.9.main.0.weight" in theirs_G and "conv2.weight" in theirs_D
+    common.load_weights(Generator(5, 4, 2), star.authors_G(theirs_G), "theirs")
+    common.load_weights(Discriminator(5, 64, 4, 4), star.authors_D(theirs_D), "theirs")
+
+
+@pytest.mark.skipif("PARITY_DATA" not in os.environ, reason="set PARITY_DATA to a folder with the authors' networks as numbers")
+def test_outputs_equal_the_authors_networks():
+    data = torch.load(Path(os.environ["PARITY_DATA"]) / "official_networks_tiny.pt", weights_only=True)
+    theirs, about = data["stargan_G"], data["stargan_G"]["about"]
+    G = Generator(about["c_dim"], about["conv_dim"], about["repeat_num"])
+    common.load_weights(G, star.authors_G(theirs["state_dict"]), "parity")
+    with torch.no_grad():
+        assert torch.allclose(G(*theirs["inputs"]), theirs["outputs"][0], atol=1e-5)
+    theirs, about = data["stargan_D"], data["stargan_D"]["about"]
+    D = Discriminator(about["c_dim"], about["image_size"], about["conv_dim"], about["repeat_num"])
+    common.load_weights(D, star.authors_D(theirs["state_dict"]), "parity")
+    with torch.no_grad():
+        for mine, its in zip(D(*theirs["inputs"]), theirs["outputs"], strict=True):
+            assert torch.allclose(mine, its.reshape(mine.shape), atol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------------- data
+
+def test_toy_sets_know_nothing_of_each_other(tiny):
+    data = star.make_data(dataclasses.replace(tiny, toy="both"))
+    (x, attributes), (y, classes) = data.sample(6)
+    assert x.shape == y.shape == (6, 3, 32, 32) and data.sizes == (5, 8) and len(data) == 16 + 2 * 8
+    assert data.sets[0].names == ("Black_Hair", "Blond_Hair", "Brown_Hair", "Beard", "Young") and data.sets[1].names == star.EXPRESSIONS
+    assert (classes.sum(1) == 1).all() and (attributes[:, :3].sum(1) <= 1).all()
+    again = star.make_data(dataclasses.replace(tiny, toy="both")).sample(6)
+    assert torch.equal(again[0][0], x) and torch.equal(again[1][1], classes)                  # the seed decides
+
+
+def test_train_and_test_people_differ(tiny):
+    train, test = star.make_data(tiny).sets[0], star.make_data(tiny, test=True).sets[0]
+    assert not any((train.bank == picture).flatten(1).all(1).any() for picture in test.bank)
+
+
+def test_toy_labels_tell_the_truth(tiny):
+    s = star.make_data(tiny).sets[0]
+    names = [toyfaces.ATTRIBUTES.index(n) for n in s.names]
+    assert torch.equal(s.labels, toyfaces.attributes(s.faces)[:, names])
+    assert ((s.faces.age < .31) | (s.faces.age > .69)).all()
+
+
+def picture(path, size=(178, 218), colour=(120, 90, 60)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", size, "white")
+    image.paste(colour, (0, (size[1] - size[0]) // 2, size[0], (size[1] + size[0]) // 2) if size[1] > size[0] else (0, 0, *size))
+    image.save(path)
+
+
+NAMES = ["5_o_Clock_Shadow", "Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"]
+
+
+def celeba(root, n=40, folder="img_align_celeba", csv=False):
+    rng, rows = np.random.default_rng(0), []
+    for k in range(n):
+        picture(root / folder / f"{k + 1:06d}.jpg", colour=tuple(int(v) for v in rng.integers(0, 255, 3)))
+        rows.append([f"{k + 1:06d}.jpg", *(str(v) for v in rng.choice([-1, 1], len(NAMES)))])
+    if csv:
+        (root / "list_attr_celeba.csv").write_text("\n".join(",".join(row) for row in [["image_id", *NAMES], *rows]))
+    else:
+        (root / "list_attr_celeba.txt").write_text(f"{n}\n{' '.join(NAMES)} \n" + "\n".join(row[0] + "  " + "  ".join(row[1:]) for row in rows) + "\n")
+    return root, {row[0]: row[1:] for row in rows}
+
+
+@pytest.mark.parametrize("folder, csv", [("img_align_celeba", False), ("images", False), ("images", True)])
+def test_celeba_as_distributed(tiny, tmp_path, folder, csv):
+    root, rows = celeba(tmp_path / "Celeb A 脸", folder=folder, csv=csv)
+    cfg = dataclasses.replace(tiny, data=(str(root),))
+    found = star.scan(cfg)
+    assert len(found["images"]) == 40 and sum(found["test"]) == 4 and found["names"] == Config.attributes and not found["exclusive"]
+    for path, label in zip(found["images"], found["labels"], strict=True):
+        assert label == [float(rows[path.name][NAMES.index(name)] == "1") for name in found["names"]]
+    s = star.make_data(cfg).sets[0]
+    assert len(s.labels) == 36 and s.bank.shape[1:] == (3, 32, 32)
+    assert not (s.bank[:, :, 0] == 255).all(1).any()                                          # the white above and below is cut off
+
+
+def test_celeba_partition_file(tiny, tmp_path):
+    root, rows = celeba(tmp_path / "c")
+    cfg = dataclasses.replace(tiny, data=(str(root),), partition=True)
+    with pytest.raises(UserError, match="list_eval_partition"):
+        star.scan(cfg)
+    (root / "list_eval_partition.txt").write_text("\n".join(f"{name} {0 if k < 25 else 1 if k < 30 else 2}" for k, name in enumerate(rows)))
+    found = star.scan(cfg)
+    assert len(found["images"]) == 35 and sum(found["test"]) == 10
+
+
+def test_the_authors_split(tiny, tmp_path):
+    """Python's shuffle of the rows with seed 1234; the first ones are the test set."""
+    import random
+    root, rows = celeba(tmp_path / "c")
+    names = list(rows)
+    random.Random(1234).shuffle(names)
+    found = star.scan(dataclasses.replace(tiny, data=(str(root),), test_images=3))
+    assert [p.name for p, t in zip(found["images"], found["test"], strict=True) if t] == names[:3]
+
+
+def classes(root, split=True, n=10):
+    for k, name in enumerate(("angry", "happy", "neutral")):
+        for j in range(n):
+            for part in ("train", "test") if split else ("",):
+                picture(root / part / name / f"{j}.jpg", (64, 48), (50 * k + 40, 10 * j, 90))
+    return root
+
+
+@pytest.mark.parametrize("split, held_out", [(True, 30), (False, 3)])
+def test_class_folders(tiny, tmp_path, split, held_out):
+    found = star.scan(dataclasses.replace(tiny, data=(str(classes(tmp_path / "faces", split)),)))
+    assert found["names"] == ("angry", "happy", "neutral") and found["exclusive"] and sum(found["test"]) == held_out
+    assert all(found["names"][label.index(1.)] == path.parent.name for path, label in zip(found["images"], found["labels"], strict=True))
+
+
+def test_some_classes_only(tiny, tmp_path):
+    cfg = dataclasses.replace(tiny, data=(str(classes(tmp_path / "faces")),), classes=("neutral", "angry"))
+    assert star.scan(cfg)["names"] == ("angry", "neutral") and len(star.scan(cfg)["images"]) == 40
+    with pytest.raises(UserError, match="--classes bored: expected some of angry, happy, neutral"):
+        star.scan(dataclasses.replace(cfg, classes=("bored", "angry")))
+
+
+def test_rafds_own_names(tiny, tmp_path):
+    for who in (1, 2, 10):
+        for angle in ("000", "045", "090", "135"):
+            for name in ("angry", "happy"):
+                picture(tmp_path / "rafd" / f"Rafd{angle}_{who:02d}_Caucasian_female_{name}_frontal.jpg", (64, 64))
+    found = star.scan(dataclasses.replace(tiny, data=(str(tmp_path / "rafd"),)))
+    assert len(found["images"]) == 18 and found["names"] == ("angry", "happy") and sum(found["test"]) == 6
+    assert all("_10_" in p.name for p, t in zip(found["images"], found["test"], strict=True) if t)
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda rows, pictures: rows.write_text("2\nBlack_Hair Male\n000001.jpg 1 1\n"), "--attributes Blond_Hair.*has Black_Hair, Male"),
+    (lambda rows, pictures: rows.write_text(rows.read_text().replace("000003.jpg", "000003.jpg 1")), "000003.jpg has 7 values"),
+    (lambda rows, pictures: (pictures / "000005.jpg").unlink(), "000005.jpg is not among"),
+    (lambda rows, pictures: (pictures / "000006.jpg").write_bytes((pictures / "000006.jpg").read_bytes()[:200]), "000006.jpg: not a readable"),
+    (lambda rows, pictures: pictures.rename(pictures.parent / "elsewhere"), "expected them in"),
+    (lambda rows, pictures: rows.unlink(), "only one class"),
+])
+def test_spoilt_data_gives_one_error_before_anything_is_written(tiny, tmp_path, spoil, message):
+    root, _ = celeba(tmp_path / "c")
+    spoil(root / "list_attr_celeba.txt", root / "img_align_celeba")
+    with pytest.raises(UserError, match=message):
+        star.train(dataclasses.replace(tiny, data=(str(root),)))
+    assert not Path(tiny.run).exists()
+
+
+def test_skip_bad_goes_on(tiny, tmp_path):
+    root, _ = celeba(tmp_path / "c")
+    (root / "img_align_celeba" / "000005.jpg").unlink()
+    (root / "img_align_celeba" / "000006.jpg").write_bytes(b"")
+    cfg = dataclasses.replace(tiny, data=(str(root),), skip_bad=True)
+    assert len(star.make_data(cfg)) + len(star.make_data(cfg, test=True)) == 38
+
+
+def test_two_real_sets_train_jointly_and_are_evaluated(tiny, tmp_path):
+    cfg = dataclasses.replace(tiny, data=(str(celeba(tmp_path / "c")[0]), str(classes(tmp_path / "r"))))
+    G = star.train(cfg)
+    assert G.main[0].in_channels == 3 + 5 + 3 + 2
+    result = star.evaluate(cfg)
+    assert {"Blond_Hair", "happy", "across: angry", "across: all targets"} <= result["rows"].keys() and "back" in result["rows"]["happy"]
+    with pytest.raises(UserError, match="given 3 times"):
+        star.make_data(dataclasses.replace(cfg, data=cfg.data + cfg.data[:1]))
+
+
+# -------------------------------------------------------------------------------------------------- the training
+
+def test_gradients_reach_exactly_the_networks_they_should(tiny):
+    data = star.make_data(tiny)
+    G, D = star.build(tiny, data.sizes)
+    x, label = data.sample(4)[0]
+    c = label.flip(0)
+    fake = G(x, c)
+    for loss in (star.loss_adv_D(D(x)[0], D(fake.detach())[0]), star.loss_gp(D, x, fake), star.loss_cls_real(D(x)[1], label, False)):
+        D.zero_grad()
+        loss.backward()
+        assert grads(D) > 0 and grads(G) == 0
+    D.zero_grad()
+    with common.frozen(D):
+        src, cls = D(fake)
+        for loss in (star.loss_adv_G(src), star.loss_cls_fake(cls, c, False), star.loss_rec(x, G(fake, label)), star.loss_triple(G, fake, label, G(x, label))):
+            G.zero_grad()
+            loss.backward(retain_graph=True)
+            assert grads(G) > 0 and grads(D) == 0
+
+
+def test_Ds_class_head_learns_from_real_pictures_only(tiny, monkeypatch):
+    """Whatever G paints, the first step leaves the class head with the same weights."""
+    heads = []
+    forward = Generator.forward
+    for k in (1., -1.):
+        monkeypatch.setattr(Generator, "forward", lambda self, x, c, with_mask=False, k=k: forward(self, x, c) * 0 + k)
+        cfg = dataclasses.replace(tiny, lambda_gp=0., steps=1, run=f"{tiny.run}{k}")
+        star.train(cfg)
+        saved = common.load_checkpoint(Path(cfg.run) / "last.pt")["nets"]["D"]
+        heads.append((saved["cls.weight"], saved["head.weight"]))
+    assert torch.equal(heads[0][0], heads[1][0]) and not torch.equal(heads[0][1], heads[1][1])
+
+
+def test_n_critic_counts_steps_of_D(tiny, monkeypatch):
+    update, calls = common.Run.update, []
+    monkeypatch.setattr(common.Run, "update", lambda self, name, loss: calls.append(name) or update(self, name, loss))
+    star.train(dataclasses.replace(tiny, steps=6, n_critic=3))
+    assert "".join(calls) == "DDDGDDDG"
+
+
+def test_joint_training_alternates_the_sets(tiny, monkeypatch):
+    update, calls = common.Run.update, []
+    monkeypatch.setattr(common.Run, "update", lambda self, name, loss: calls.append(name) or update(self, name, loss))
+    star.train(dataclasses.replace(tiny, toy="both", steps=2, n_critic=2))
+    assert "".join(calls) == "DDDGDG"
+
+
+def test_learning_rate_ends_at_zero(tiny):
+    star.train(tiny)
+    saved = common.load_checkpoint(Path(tiny.run) / "last.pt")
+    assert saved["opts"]["G"]["param_groups"][0]["lr"] == 0. and saved["about"] == [[["Black_Hair", "Blond_Hair", "Brown_Hair", "Beard", "Young"], False]]
+
+
+@pytest.mark.parametrize("change", [{}, {"toy": "both"}, {"lambda_triple": 10., "attention_mask": True}, {"toy": "expressions", "amp": True}])
+def test_n_plus_n_steps_are_2n_steps(tiny, tmp_path, change):
+    whole = star.train(dataclasses.replace(tiny, run=str(tmp_path / "a"), **change)).state_dict()
+    cfg = dataclasses.replace(tiny, run=str(tmp_path / "b"), **change)
+    star.train(dataclasses.replace(cfg, stop_after=2))
+    again = star.train(cfg).state_dict()
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_a_run_on_other_labels_is_another_run(tiny, tmp_path):
+    root = classes(tmp_path / "r")
+    cfg = dataclasses.replace(tiny, data=(str(root),), stop_after=2)
+    star.train(cfg)
+    for part in ("train", "test"):
+        (root / part / "angry").rename(root / part / "bored")
+    with pytest.raises(UserError, match="data set .was .*angry.*now .*bored"):
+        star.train(cfg)
+
+
+def test_a_training_runs_on_cuda_and_cpu(tiny, device):
+    cfg = dataclasses.replace(tiny, device=device, steps=20, log_every=10, sample_every=20)
+    star.train(cfg)
+    lines = common.read_jsonl(Path(cfg.run) / "metrics.jsonl")
+    assert all(np.isfinite(v) for line in lines for k, v in line.items() if k != "health" and v is not None)
+    with Image.open(Path(cfg.run) / "samples" / "0000020.png") as sheet:
+        assert sheet.width > 7 * 32
+
+
+def test_health_words(tiny):
+    data = star.make_data(tiny, test=True)
+    D = star.build(tiny, data.sizes)[1]
+    gp, names = torch.tensor(0.), len(data.sets[0].names)
+    planes = torch.arange(1., names + 1) / 10
+
+    def word(G, D=D, gp=gp):
+        return star.report(G, D, data, tiny, gp)["health"]
+    good = lambda x, c: x + (c @ planes)[:, None, None, None]                                  # noqa: E731
+    assert word(lambda x, c: x) == "copying"
+    assert word(lambda x, c: -x) == "label-ignored"
+    assert word(good) == "ok"
+    assert word(good, gp=torch.tensor(tiny.lambda_gp * .6 ** 2)) == "gp-off"
+    n = 16
+    win = lambda x: (torch.full((len(x), 1), 20.) if torch.equal(x, common.draw(data.sets[0].bank, torch.linspace(0, 7, n).round().long(), "cpu"))  # noqa: E731
+                     else torch.full((len(x), 1), -20.), None)
+    assert word(good, D=win) == "D-won"
+
+
+# --------------------------------------------------------------------------------------- evaluation, inference
+
+def test_evaluate_of_a_copy_is_as_bad_as_copying(tiny, monkeypatch):
+    star.train(dataclasses.replace(tiny, steps=1))
+    monkeypatch.setattr(Generator, "forward", lambda self, x, c: x)
+    result = star.evaluate(tiny)
+    assert result["rows"]["all targets"] == pytest.approx(result["rows"]["copy the input"])
+    assert result["values"]["L1 outside"] == 0 and result["values"]["identity"] == pytest.approx(1) and result["values"]["truth L1"] == 0
+    assert {"Blond_Hair", "Young", "the true pictures"} <= result["rows"].keys() and (Path(tiny.run) / "evaluation.json").exists()
+
+
+def test_the_classifier_learns(tiny, monkeypatch):
+    monkeypatch.setattr(star, "CLASSIFIER_STEPS", 20)
+    monkeypatch.setattr(star, "CLASSIFIER_PEOPLE", {"attributes": 200})
+    monkeypatch.setattr(star, "TEST_PEOPLE", {"attributes": 60})
+    cfg = dataclasses.replace(tiny, attributes=("Black_Hair", "Blond_Hair"))
+    net, error = star.classifier(cfg, 0, star.make_data(cfg, test=True).sets[0])
+    assert error < .25 and not net.training                                                   # a third have each colour
+    assert star.classifier(cfg, 0, star.make_data(cfg, test=True).sets[0])[1] == error          # from the cache
+
+
+def test_progressive_of_a_perfect_painter_has_no_error(tiny, monkeypatch):
+    data = star.make_data(tiny, test=True)
+    assert star.progressive(tiny, lambda x, c: x, [])["excess"] == pytest.approx(0., abs=1e-7)
+    assert len(data) == 8
+
+
+def photo(folder, name="me.png", mode="RGB", size=(90, 70)):
+    Image.fromarray(common.to_uint8(toyfaces.render(toyfaces.sample(1, 3), 96))[0].permute(1, 2, 0).numpy()).convert(mode).resize(size).save(folder / name)
+    return str(folder / name)
+
+
+def test_infer_on_any_photo(tiny, tmp_path, capsys):
+    star.train(tiny)
+    for mode in ("RGB", "L", "RGBA"):
+        star.infer(tiny, [photo(tmp_path, mode=mode)], ["Blond_Hair", "not-Young+Beard"], None, str(tmp_path / "out"))
+        with Image.open(tmp_path / "out" / "me.png") as sheet:
+            assert sheet.width == 4 * (32 + 2) * 4
+        out = capsys.readouterr().out
+        assert "90 x 70, central square of 70 px" in out and "read by D as" in out
+    star.infer(tiny, [photo(tmp_path)], None, ["Black_Hair", "Young"], str(tmp_path / "out"))
+    assert "given as Black_Hair Young" in capsys.readouterr().out
+    with pytest.raises(UserError, match="Green_Hair: unknown label; this generator knows Black_Hair"):
+        star.infer(tiny, [photo(tmp_path)], ["Green_Hair"], None, str(tmp_path / "out"))
+
+
+def test_infer_with_the_authors_weights(tiny, tmp_path, capsys):
+    G, D = Generator(5, 4, 2), Discriminator(5)
+    theirs_G, theirs_D = authors_names(G, D)
+    torch.save(theirs_G, tmp_path / "200000-G.ckpt")
+    cfg = dataclasses.replace(tiny, weights=str(tmp_path / "200000-G.ckpt"))
+    with pytest.raises(UserError, match="give --source"):
+        star.infer(cfg, [photo(tmp_path)], None, None, str(tmp_path / "out"))
+    star.infer(cfg, [photo(tmp_path)], None, ["Male"], str(tmp_path / "out"))
+    torch.save(theirs_D, tmp_path / "200000-D.ckpt")
+    star.infer(cfg, [photo(tmp_path)], ["Blond_Hair"], None, str(tmp_path / "out"))
+    assert "read by D as" in capsys.readouterr().out
+
+
+def test_ablate_runs_every_part_and_judges(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(common, "in_parallel", lambda f, jobs, device: [f(job) for job in jobs])
+    monkeypatch.setattr(star, "SEEDS", (0, 1))
+    monkeypatch.setattr(star, "OTHERS", ("happy", "sad"))
+    monkeypatch.setattr(star, "PARTS", star.PARTS | {"pairwise": {k: v for k, v in star.PARTS["pairwise"].items() if k in
+                                                                  ("expressions alone", "pair neutral-happy", "pair neutral-sad")}})
+    numbers, kinds = np.random.default_rng(0), ("error", "others", "L1", "identity", "L1 outside", "across: error", "across: L1", "direct", "pass 5", "excess")
+
+    def summary(*_, **__):
+        return [{kind: numbers.random() for kind in kinds}] * 3
+    monkeypatch.setattr(star, "measure", summary)
+    monkeypatch.setattr(star, "classifier", lambda *_: None)
+    monkeypatch.setattr(star, "across", lambda *_: {"error": numbers.random(), "L1": numbers.random()})
+    monkeypatch.setattr(star, "progressive", lambda *_: summary()[0])
+    tiny = dataclasses.replace(tiny, log_every=4, save_every=4, sample_every=4)
+    star.ablate(tiny)
+    result = common.json.loads((Path(tiny.run) / "ablation.json").read_text())
+    assert result["verdict"] in ("reproduced", "partly reproduced", "not reproduced") and len(result["claims"]) == 3 and len(result["criteria"]) == 7
+    assert {"joint, wrong mask, mean", "one for each pair, std", "without reconstruction, mean", "with triple, five edits, mean"} <= result["rows"].keys()
+    star.ablate(dataclasses.replace(tiny, part="joint"))                                      # all done: only measured again
+    assert len(common.json.loads((Path(tiny.run) / "ablation.json").read_text())["claims"]) == 1
+    with pytest.raises(UserError, match="was trained for 4 steps, now 6"):
+        star.ablate(dataclasses.replace(tiny, part="joint", steps=6))
