@@ -385,6 +385,9 @@ def decoded_bank(cfg, paths, shape, decode, key=()):
     files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     bank = cached(cfg, (files, key), (len(paths), *shape), fill)
     good = (bank[:, :, 0, 0].cpu() != torch.tensor(MISSING)).any(1).nonzero()[:, 0].tolist()
+    missing = sorted(set(range(len(paths))) - set(good))
+    if missing and not cfg.skip_bad:                                    # an earlier run had --skip-bad
+        decode_all(missing, lambda i: decode(missing[i]), {}, False)
     return (bank if len(good) == len(paths) else bank[good]), good
 
 
@@ -715,20 +718,29 @@ class Run:
 
     def _bench(self, batch_size):
         from torch.utils.flop_counter import FlopCounterMode
-        warm_up, timed = 5, 10 if self.cfg.device == "cpu" else 50
-        self.flops, self.timed = 0, timed
+        cycle = max(getattr(self.cfg, "n_critic", 1), getattr(self.cfg, "d_steps", 1))          # steps of D until G has its turn
+        warm_up, timed = 5, cycle * math.ceil((10 if self.cfg.device == "cpu" else 50) / cycle)
+        end = self.cfg.steps // cycle * cycle                           # the last steps: every loss at its full weight
+        self.timed = timed
         for k in range(warm_up + timed):
             if k == warm_up:
                 self.laps.clear()
             self.clock = time.perf_counter()
             batch = self.data.sample(batch_size)
             self._lap("data")
-            yield self.cfg.steps, batch                              # the last step: every loss at its full weight
+            yield end - (warm_up + timed - 1 - k) % cycle, batch
             self._lap("other")
-        with FlopCounterMode(display=False) as counter:
-            yield self.cfg.steps, self.data.sample(batch_size)
-        self.flops = counter.get_total_flops()
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = _NoModules()                          # its hooks on modules do not survive the gradient penalty's autograd.grad
+        with counter:
+            for k in reversed(range(cycle)):
+                yield end - k, self.data.sample(batch_size)
+        self.flops = counter.get_total_flops() / cycle
         _state["bench"] = self
+
+
+class _NoModules(contextlib.nullcontext):
+    parents = frozenset(("Global",))
 
 
 def branch(trunk, cfg):
@@ -997,7 +1009,7 @@ def equations(paper):
 def loss_functions(paper):
     """{name: function} of the functions in the paper's file that are named loss_*, or whose docstring starts with an equation's [label]."""
     return {k: f for k, f in vars(paper).items() if inspect.isfunction(f) and f.__module__ == paper.__name__
-            and (k.startswith("loss_") or (f.__doc__ or "").startswith("["))}
+            and (k.startswith("loss_") or re.match(r"\[[\w.()]+\]", f.__doc__ or ""))}
 
 
 def tests_of(name, folder):

@@ -861,9 +861,9 @@ def ablate(cfg):
               "rows": {name: {k: float(v) for k, v in row.items()} for name, row in rows.items()},
               "passes": {name: [[r["rows"][f"pass {k}"]["L1"] for k in range(1, PASSES + 1)] for r in rs] for name, rs in runs.items()},
               "criteria": {k: bool(v) for k, v in passed.items()}, "verdict": verdict,
-              "claim": {"what": "L1 error that five progressive edits add (mean ± std of three seeds)",
-                        "without": "{:.4f} ± {:.4f}".format(*(rows[f"without triple, {s}"]["excess"] for s in ("mean", "std"))),
-                        "with": "{:.4f} ± {:.4f}".format(*(rows[f"with triple, {s}"]["excess"] for s in ("mean", "std")))}}
+              "claims": [{"what": "L1 error that five progressive edits add (mean ± std of three seeds)",
+                          "without": "{:.4f} ± {:.4f}".format(*(rows[f"without triple, {s}"]["excess"] for s in ("mean", "std"))),
+                          "with": "{:.4f} ± {:.4f}".format(*(rows[f"with triple, {s}"]["excess"] for s in ("mean", "std")))}]}
     common.write_json(Path(cfg.run) / "ablation.json", result)
     draw_ablation(result, Path(cfg.run) / "ablation.png")
     print(common.table(result))

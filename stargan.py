@@ -10,9 +10,9 @@ back to the source label must give x again (cycle). A mask vector lets one G lea
 other's labels.
 
 The claim. Table 3: expressions that one StarGAN paints are misread less often by an independent classifier (2.12 %) than
-those of translators trained for pairs of domains, with the parameters of one model (53.2 M). And: trained on two data
-sets together it paints better expressions on the set that has none than trained on one, and the mask vector is what does
-it: with the wrong mask the transfer fails. `--ablate` tests all of it on faces whose true counterfactual is known.
+those of translators trained for pairs of domains, with the parameters of one model (53.2 M, G and D). And: trained on two
+data sets together it paints better expressions on the set that has none than trained on one; with the wrong mask vector the
+transfer fails, so the mask is used. `--ablate` tests all of it on faces whose true counterfactual is known.
 
 Equations of the paper ((1), the textbook adversarial loss, is replaced by (8); (5) and (6) are the sums in `train`):
     [(2)] classification of real pictures, for D
@@ -30,12 +30,13 @@ Run it:
     python stargan.py --train --data CELEBA [--data RAFD]    the paper's data sets, one, the other, or jointly
     python stargan.py --evaluate                             held-out faces: read by a classifier, compared with the truth
     python stargan.py --ablate [--part joint]                the paper's claims, three seeds
-    python stargan.py --infer photo.jpg --target Blond_Hair  [--target not-Young] [--source Black_Hair Young]
+    python stargan.py --infer photo.jpg --target Blond_Hair  (also: --target not-Young, --source Black_Hair Young)
 
 Data sets: CelebA as distributed (img_align_celeba/ or images/ with list_attr_celeba.txt, also its .csv form, beside it or
 in Anno/); RaFD or anything else in class folders (<class>/*.jpg, or train/<class>/*.jpg with test/<class>/*.jpg), or flat
-with RaFD's own names (Rafd090_01_Caucasian_female_angry_frontal.jpg; three of its five camera angles). Pictures are
-cropped to the central square, then resized: 178 of CelebA's 178 x 218; RaFD must be cropped to faces before.
+with names like Rafd090_01_Caucasian_female_angry_frontal.jpg (as we remember RaFD's; the paper uses three camera angles,
+here 45, 90 and 135). Pictures are cropped to the central square, then resized: 178 of CelebA's 178 x 218; RaFD must be
+cropped to faces before. RaFD alone takes fewer steps: the paper's 200 epochs are --steps 54270.
 
 Where paper and authors' code differ. Learning rate: their code subtracts 1e-4 / 100,000 once every 1000 iterations, so it
 ends at 9.99e-5 and not at 0 (the step lacks a factor of 1000); here it really decays to 0, as in the paper;
@@ -44,16 +45,25 @@ split: their `(i + 1) < 2000` holds out 1999, whatever the size of the set, so 2
 2000 of the same shuffle, at most a tenth. Class loss: a sum over the attributes, divided by the batch (code). Instance
 norm: running statistics off; theirs are collected and never used, and break the network when somebody calls eval().
 Equation (8) puts the gradient penalty into G's objective too; it does not depend on G's parameters in their code, nor here.
+Two hair colours: targets are the batch's own labels in another order, so they hold two colours only where the data do, as in
+some of CelebA's pictures; those pictures are left out here.
 
 Why D five times before G once? A Wasserstein critic is only worth following near its optimum; the penalty makes training
 it that far safe. Why a mere mean, and a minus? W = sup_f E[f(x)] - E[f(G(x, c))] over 1-Lipschitz f *is* a difference of
 means; D maximises it, optimisers minimise. Does G know that constant planes are a label? Only because of zero padding: a
 constant added to a feature map is what instance norm removes; the border, where zeros are padded, tells the difference.
+One D or two? One, with two heads. Is the source always neutral? Only in Table 3; training starts from every label. Labels
+are 0 and 1, pictures in [-1, 1]: published weights that give garbage were mostly fed something else. A checkpoint of 256 px
+does not fit a D of 128 px, whose class head is 2 x 2 and not 4 x 4; G alone fits any size. Every column looks the same, or
+ghosts appear? `--check` shows what was read under --data (the folder above the class folders), the health word whether the
+label arrives. Joint training with weak expressions: RaFD is forty times smaller than CelebA; train longer, at 128 px.
 """
 import dataclasses
+import inspect
 import random
 import re
 import shutil
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,11 +88,11 @@ class Config(common.Settings):
     # data
     data: tuple = field(default=(), metadata={"action": "append"})      # ours: folder of a data set, given once or twice; none = toy faces
     toy: str = field(default="attributes", metadata={"choices": ("attributes", "expressions", "both")})  # ours: which toy set, without --data
-    attributes: tuple = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")    # section 5.1; toy faces: Beard for Male
+    attributes: tuple = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")    # section 5.2; toy faces: Beard for Male
     classes: tuple = field(default=(), metadata={"type": str})          # ours: use these classes of a set of class folders only; none = all
     partition: bool = False           # ours: CelebA's list_eval_partition.txt (0 to train, 2 to test) instead of the shuffle
     test_images: int = 2000           # section 5.2; ours: at most a tenth of the set
-    image_size: int = 128             # section 5
+    image_size: int = 128             # section 5.2
     people: int = 20_000              # ours: toy pictures in the wild, each of another person
     studio: int = 600                 # ours: toy people in the studio, eight expressions each; RaFD has 67
     pose: float = .3                  # ours: range of the toy poses; CelebA is aligned
@@ -93,25 +103,25 @@ class Config(common.Settings):
     d_layers: int = 6                 # Table 5
     attention_mask: bool = False      # GANimation's output layer, off: not this paper's
     # losses
-    lambda_cls: float = 1.            # section 4
-    lambda_rec: float = 10.           # section 4
+    lambda_cls: float = 1.            # section 3.1
+    lambda_rec: float = 10.           # section 3.1
     lambda_gp: float = 10.            # section 4
     lambda_triple: float = 0.         # off: not this paper's; authors of the triple loss: 10
-    lambda_mask: float = .1           # ours, with --attention-mask: mean of 1 - mask, so that what need not change is kept
+    lambda_mask: float = .1           # ours, with --attention-mask: mean of the mask, against copying (as in GANimation)
     # training
     steps: int = 200_000              # authors' code, D's steps; the paper's 20 epochs of CelebA are 250,750
-    batch_size: int = 16              # section 4
-    n_critic: int = 5                 # section 4: D's steps for one of G
-    lr: float = 1e-4                  # section 4
-    betas: tuple = (.5, .999)         # section 4
-    decay_from: float = .5            # section 4: half of the epochs constant, then linear to 0
+    batch_size: int = 16              # section 5.3
+    n_critic: int = 5                 # section 5.3: D's steps for one of G
+    lr: float = 1e-4                  # section 5.3
+    betas: tuple = (.5, .999)         # section 5.3
+    decay_from: float = .5            # section 5.3: half of the epochs constant, then linear to 0
     # evaluation
-    part: str = field(default="all", metadata={"choices": ("all", "joint", "pairwise", "losses", "triple")})   # ours: of --ablate
+    part: str = field(default="all", metadata={"choices": ("all", "recipe", "joint", "pairwise", "losses", "triple")})   # ours: of --ablate
 
 
-# For a processor: 64 px, a quarter of G's width, half an hour. All of it is ours. What takes time is to learn the way back:
-# instance norm removes the colour of every flat surface, and G has to find it again from the border, or from the white of
-# the eyes. So the learning rate is higher, D steps less often, and the walls behind toy faces are pale.
+# For a processor: 64 px, a quarter of G's width. All of it is ours. What takes time is to learn the way back: instance norm
+# removes the absolute colour of the picture. So the learning rate is higher, D steps less often, and the walls behind toy
+# faces are pale (with coloured walls the reconstruction alone took about twice as long).
 SMALL = dict(
     image_size=64, width=16, d_width=16, d_layers=5, people=4000, studio=200,   # 5 layers: the same 2 x 2 scores as at 128 px
     steps=24_000, n_critic=2, lr=7e-4,
@@ -119,7 +129,7 @@ SMALL = dict(
 INFER_FLAGS = {
     "--target": dict(action="append", default=None, metavar="LABEL", help="label to paint: Blond_Hair, not-Young, happy, or several, "
                      "joined by +; may be repeated; default: the paper's columns (each hair colour, the others flipped)"),
-    "--source": dict(nargs="+", default=None, metavar="LABEL", help="labels that the photo has now; default: what D reads in it"),
+    "--source": dict(nargs="*", default=None, metavar="LABEL", help="labels that the photo has now; default: what D reads in it"),
     "--out": dict(default="", metavar="DIR", help="where to write (default: the run folder)"),
 }
 HEALTH = {"label-ignored": "same output for all labels", "copying": "output hardly differs from its input", "gp-off": "D's gradient norm far from 1",
@@ -139,6 +149,7 @@ class LabelSet:
     bank: torch.Tensor
     labels: torch.Tensor
     faces: toyfaces.Face | None = None
+    key: str = ""                                                      # which files; for the classifier's cache
 
 
 class Faces:
@@ -156,7 +167,7 @@ class Faces:
         batches = []
         for s in self.sets:
             index = torch.randint(len(s.labels), (batch_size,), generator=self.generator)
-            flip = torch.rand(batch_size, 1, 1, 1, generator=self.generator) < .5                  # section 5.2: flips
+            flip = torch.rand(batch_size, 1, 1, 1, generator=self.generator) < .5                  # section 5.3: flips
             x = draw(s.bank, index, self.cfg.device)
             batches.append((torch.where(flip.to(x.device), x.flip(3), x), s.labels[index].to(x.device)))
         return batches
@@ -193,6 +204,8 @@ def class_names(cfg, available):
     unknown = [name for name in cfg.classes if name not in available]
     if unknown:
         raise UserError(f"--classes {unknown[0]}: expected some of {', '.join(available)}")
+    if len(cfg.classes) == 1:
+        raise UserError(f"--classes {cfg.classes[0]}: expected at least two")
     return tuple(sorted(cfg.classes or available))
 
 
@@ -213,7 +226,7 @@ def scan(cfg):
 
 def scan_attributes(cfg, root, path):
     """CelebA's list: a count, the names, then one picture a line with -1 or 1 for each; or the same as .csv with a header."""
-    lines = path.read_text(encoding="utf-8-sig").replace(",", " ").splitlines()
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").replace(",", " ").splitlines()
     lines = lines[0 if path.suffix == ".csv" else 1:]
     names = [name for name in (lines[0].split() if lines else []) if name not in ("image_id", "filename")]
     for name in cfg.attributes:
@@ -238,9 +251,12 @@ def scan_attributes(cfg, root, path):
         lists = [p for folder in (root, root / "Eval") for p in sorted(folder.glob("list_eval_partition*"))]
         if not lists:
             raise UserError(f"--partition: no list_eval_partition.txt in {root}")
-        part = dict(line.replace(",", " ").split()[:2] for line in lists[0].read_text().splitlines() if line.strip())
+        part = dict(row for line in lists[0].read_text(encoding="utf-8-sig", errors="replace").splitlines() if len(row := line.replace(",", " ").split()) == 2)
         keep = [k for k, name in enumerate(kept) if part.get(name) in ("0", "2")]
         images, labels, test = [images[k] for k in keep], [labels[k] for k in keep], [part[kept[k]] == "2" for k in keep]
+    hair = [k for k, name in enumerate(cfg.attributes) if name in HAIR]
+    keep = [k for k, label in enumerate(labels) if sum(label[j] for j in hair) < 2]                # see the docstring: two hair colours
+    images, labels, test = ([values[k] for k in keep] for values in (images, labels, test))
     return dict(images=images, labels=labels, test=test, bad=bad, names=tuple(cfg.attributes), exclusive=False)
 
 
@@ -249,7 +265,9 @@ def scan_classes(cfg, root):
     def pictures(folder):
         return sorted(p for p in folder.iterdir() if p.suffix.lower() in common.IMAGE_FILES)
 
-    parts = [(f, is_test) for f, is_test in ((root / "train", False), (root / "test", True)) if f.is_dir()] or [(root, None)]
+    parts = [(root / "train", False), (root / "test", True)]
+    if not all(f.is_dir() for f, _ in parts):
+        parts = [(root / "train" if (root / "train").is_dir() else root, None)]
     items = [(p, folder.name, is_test) for part, is_test in parts for folder in sorted(part.iterdir()) if folder.is_dir() for p in pictures(folder)]
     if not items:
         rafd = re.compile(r"rafd(\d+)_(\d+)_.*_([a-z]+)_(frontal|left|right)$", re.I)
@@ -263,7 +281,7 @@ def scan_classes(cfg, root):
     names = class_names(cfg, sorted({name for _, name, _ in items}))
     items = [item for item in items if item[1] in names]
     if len(names) < 2:
-        raise UserError(f"{root}: only one class, {names[0]}; expected at least two folders of pictures")
+        raise UserError(f"{root}: only one folder of pictures, {names[0]}; expected one for each class, or list_attr_celeba.txt beside it (CelebA)")
     if items[0][2] is None:                                            # no test folder: every tenth of each class
         items = [(p, name, k % 10 == 9) for name in names for k, (p, _, _) in enumerate([i for i in items if i[1] == name])]
     labels = [[float(name == other) for other in names] for _, name, _ in items]
@@ -281,7 +299,9 @@ def photographs(cfg, root, test):
         return np.asarray(common.square(common.open_image(images[k]), S)).transpose(2, 0, 1)
 
     bank, good = common.decoded_bank(cfg, images, (3, S, S), decode)
-    return LabelSet(found["names"], found["exclusive"], bank, torch.tensor([found["labels"][mine[k]] for k in good]))
+    s = LabelSet(found["names"], found["exclusive"], bank, torch.tensor([found["labels"][mine[k]] for k in good]))
+    s.key = repr([(str(images[k]), images[k].stat().st_size, images[k].stat().st_mtime_ns) for k in good])
+    return s
 
 
 TRAIN_SEED, TEST_SEED, CLASSIFIER_SEED = 10_000, 20_000, 30_000         # people drawn from other seeds are other people
@@ -297,7 +317,11 @@ def make_data(cfg, test=False):
     if len(cfg.data) > 2:
         raise UserError(f"--data given {len(cfg.data)} times; expected one or two data sets")
     if cfg.data:
-        return Faces(cfg, [photographs(cfg, root, test) for root in cfg.data])
+        sets = [photographs(cfg, root, test) for root in cfg.data]
+        both = set(sets[0].names) & set(sets[-1].names)
+        if len(sets) > 1 and both:
+            raise UserError(f"--data {cfg.data[0]} and {cfg.data[1]} both have the label {sorted(both)[0]}; rename it in one of them")
+        return Faces(cfg, sets)
     counts = TEST_PEOPLE if test else {"attributes": cfg.people, "expressions": cfg.studio}
     seed = TEST_SEED if test else TRAIN_SEED + 10 * cfg.seed
     return Faces(cfg, [toy_set(cfg, kind, counts[kind], seed + k) for k, kind in enumerate(toy_kinds(cfg))])
@@ -473,25 +497,28 @@ def loss_triple(G, x_fake, c_n, x_n):
 
 
 def loss_mask(M):
-    """[mask]  E[1 - M]
+    """[mask]  y = M x + (1 - M) C,   minimised: E[M]
 
-    The area that is repainted, M = 1 where the input is kept. Not this paper's: GANimation penalises its mask too (there
-    against M = 1 everywhere; with labels instead of a free target the class loss already sees to that). Weight: lambda_mask
+    Not this paper's: GANimation's output, a colour picture C and a mask M that keeps the input where it is 1, in
+    Generator.forward. Nothing would stop M from saturating at 1, which copies; hence the penalty. Weight: lambda_mask
     """
-    return (1 - M).mean()
+    return M.mean()
 
 
 # ====================================================================================================== training
 
-def build(cfg, sizes):
-    """G and D for data sets with sizes[d] labels. Raises UserError for sizes that do not fit together."""
+def validate(cfg):
+    """Raises UserError for settings that do not fit together."""
     side = 2 ** cfg.d_layers
-    at_least_1 = [(name, getattr(cfg, name.replace("-", "_")) > 0, "at least 1") for name in ("n-critic", "width", "d-width", "d-layers")]
-    for name, fits, expected in (*at_least_1, ("betas", len(cfg.betas) == 2, "two"),
-                                 ("image-size", cfg.image_size % side == 0 and cfg.image_size >= 2 * side,
-                                  f"a multiple of {side}, at least {2 * side}, or other --d-layers")):
+    for name, fits, expected in (*((name, getattr(cfg, name) > 0, "at least 1") for name in ("n_critic", "width", "d_width", "d_layers", "people", "studio")),
+                                 ("betas", len(cfg.betas) == 2 and all(0 <= b < 1 for b in cfg.betas), "two numbers from 0 to below 1"),
+                                 ("image_size", cfg.image_size % side == 0, f"a multiple of {side}, or other --d-layers")):
         if not fits:
-            raise UserError(f"--{name} {getattr(cfg, name.replace('-', '_'))}: expected {expected}")
+            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected {expected}")
+
+
+def build(cfg, sizes):
+    """G and D for data sets with sizes[d] labels."""
     n_c = sum(sizes) + (len(sizes) if len(sizes) > 1 else 0)
     # Framework initialisation, as in the authors' code; D's labels do not include the mask
     return Generator(n_c, cfg.width, cfg.residual_blocks, cfg.attention_mask), Discriminator(sum(sizes), cfg.image_size, cfg.d_width, cfg.d_layers)
@@ -499,13 +526,12 @@ def build(cfg, sizes):
 
 def train(cfg):
     """The paper's training, step by step. Writes cfg.run; returns G (on cfg.device)."""
+    validate(cfg)
     torch.manual_seed(cfg.seed)
-    if not cfg.data and (cfg.people < 1 or cfg.studio < 1):
-        raise UserError(f"--people {cfg.people} --studio {cfg.studio}: expected at least 1")
     data, held_out = make_data(cfg), make_data(cfg, test=True)
     G, D = build(cfg, data.sizes)
     if cfg.weights:
-        load_networks(cfg.weights, G, D)
+        load_networks(cfg.weights, common.load_checkpoint(cfg.weights), G, D)
     say(f"{len(data)} pictures, labels {' | '.join(' '.join(s.names) for s in data.sets)}; "
         f"G {common.n_parameters(G):,} parameters, D {common.n_parameters(D):,}")
     G, D = prepare(G, cfg), prepare(D, cfg)
@@ -513,12 +539,12 @@ def train(cfg):
     opt_D = torch.optim.Adam(D.parameters(), cfg.lr, cfg.betas, fused=True)
     run = Run(cfg, {"G": G, "D": D}, {"G": opt_G, "D": opt_D}, data, HEALTH, about=[[list(s.names), s.exclusive] for s in data.sets])
 
-    L = {}
+    log = {}
     for step, batches in run.batches(cfg.batch_size):
         run.learning_rate(cfg.lr * common.linear_decay(step, cfg.steps, cfg.decay_from))
         for d, (x_real, label_org) in enumerate(batches):                                # one data set after the other: section 3.2
-            exclusive, known = data.sets[d].exclusive, slice(sum(data.sizes[:d]), sum(data.sizes[:d + 1]))
-            label_trg = label_org[torch.randperm(len(label_org))]                        # labels that occur: never two hair colours
+            exclusive, known, L = data.sets[d].exclusive, slice(sum(data.sizes[:d]), sum(data.sizes[:d + 1])), {}
+            label_trg = label_org[torch.randperm(len(label_org))]                        # labels that occur, never two hair colours
             c_org, c_trg = unified_label(label_org, d, data.sizes), unified_label(label_trg, d, data.sizes)       # (7)
 
             # 1. D: real above generated, labels of real pictures ------------------------------------- (5)
@@ -536,168 +562,194 @@ def train(cfg):
                 with frozen(D):
                     x_fake, M = G(x_real, c_trg, True)
                     src_fake, cls_fake = D(x_fake)
-                    G_losses = {"adv": loss_adv_G(src_fake),                                                      # (8)
-                                "cls_fake": cfg.lambda_cls * loss_cls_fake(cls_fake[:, known], label_trg, exclusive),      # (3)
-                                "rec": cfg.lambda_rec * loss_rec(x_real, G(x_fake, c_org))}                       # (4)
+                    L["adv"] = loss_adv_G(src_fake)                                                               # (8)
+                    L["cls_fake"] = cfg.lambda_cls * loss_cls_fake(cls_fake[:, known], label_trg, exclusive)      # (3)
+                    L["rec"] = cfg.lambda_rec * loss_rec(x_real, G(x_fake, c_org))                                # (4)
                     if cfg.lambda_triple:
                         c_n = unified_label(label_org[torch.randperm(len(label_org))], d, data.sizes)
-                        G_losses["triple"] = cfg.lambda_triple * loss_triple(G, x_fake, c_n, G(x_real, c_n))      # [triple]
+                        L["triple"] = cfg.lambda_triple * loss_triple(G, x_fake, c_n, G(x_real, c_n))             # [triple]
                     if cfg.attention_mask:
-                        G_losses["mask"] = cfg.lambda_mask * loss_mask(M)                                         # [mask]
-                    run.update("G", sum(G_losses.values()))
-                L.update(G_losses)
+                        L["mask"] = cfg.lambda_mask * loss_mask(M)                                                # [mask]
+                    run.update("G", sum(L[name] for name in L if name not in ("D", "gp", "cls_real")))
+            log |= {f"L_{name}" + f"_{d + 1}" * (d > 0): value.detach() for name, value in L.items()}
 
         # 3. What happened ----------------------------------------------------------------------------
         if run.logs(step):
-            run.log(step, **report(G, D, held_out, cfg, L["gp"]), **{f"L_{name}": value.detach() for name, value in L.items()})
+            run.log(step, **report(G, D, held_out, cfg, log), **log)
         if run.samples(step):
             run.sample(step, sample_grid(G, held_out))
     return G
 
 
+def some(data, d, n):
+    """n held-out pictures of set d, the same every time: x [n, 3, S, S], label [n, n_d], toy faces or None. (Classes lie one after the other.)"""
+    s = data.sets[d]
+    pick = torch.linspace(0, len(s.labels) - 1, n).round().long()
+    return draw(s.bank, pick, data.cfg.device), s.labels[pick].to(data.cfg.device), s.faces and s.faces[pick.to(s.faces.yaw.device)]
+
+
 @torch.no_grad()
-def report(G, D, data, cfg, gp, n=16):
-    """The health word, and the numbers behind it, on 16 held-out pictures of the first set (in units of the full range, 0 ... 1).
+def report(G, D, data, cfg, log, n=16):
+    """The health word, and the numbers behind it, on 16 held-out pictures of each set (in units of the full range, 0 ... 1).
 
-    change: |G(x, c) - x|; spread: how much the outputs under different labels differ; grad_norm_off: root mean square of
-    ||grad D|| - 1 in the last batch. Toy faces: error and baseline, L1 to the true counterfactual of G and of a copy.
+    change: |G(x, c) - x|; spread: how much outputs under different labels differ; grad_norm_off: root mean square of
+    ||grad D|| - 1 in the last batch. Toy faces: error and baseline, L1 to the true counterfactual of G and of a copy. Names
+    ending in _2 are the second data set's; the health word is that of the first set that is not well.
     """
-    s = data.sets[0]
-    pick = torch.linspace(0, len(s.labels) - 1, n).round().long()      # class sets lie class by class: some of each
-    x, label = draw(s.bank, pick, cfg.device), s.labels[pick].to(cfg.device)
-    outs = [G(x, unified_label(wanted, 0, data.sizes)) for _, wanted, _ in targets(label, s.names, s.exclusive)]
-    change = sum((out - x).abs().mean() for out in outs) / len(outs) / 2
-    spread = sum((out - outs[0]).abs().mean() for out in outs[1:]) / max(1, len(outs) - 1) / 2
-    real, fake = D(x)[0], D(outs[0])[0]
-    off = (gp / max(cfg.lambda_gp, 1e-9)).sqrt()
-    word = "ok"
-    if change < .005:
-        word = "copying"
-    elif spread < .1 * change:
-        word = "label-ignored"
-    elif off > .5:
-        word = "gp-off"
-    elif real.min() > fake.max() and real.mean() - fake.mean() > 10:
-        word = "D-won"
-    values = dict(health=word, change=change, spread=spread, grad_norm_off=off)
-    if s.faces is not None:
-        errors = [errors_to_truth(x, out, toyfaces.render(counterfactual(s.faces[pick], name, wanted[:, k]), cfg.image_size), changes)
-                  for k, ((name, wanted, changes), out) in enumerate(zip(targets(label, s.names, s.exclusive), outs, strict=True)) if changes.any()]
-        values |= dict(error=sum(e for e, _ in errors) / len(errors), baseline=sum(b for _, b in errors) / len(errors))
+    values = {"health": "ok"}
+    for d, s in enumerate(data.sets):
+        x, label, faces = some(data, d, n)
+        reference = G(x, unified_label(label, d, data.sizes))
+        changes, spreads, errors, baselines = [], [], [], []
+        for k, (name, wanted, rows) in enumerate(targets(label, s.names, s.exclusive)):
+            out = G(x, unified_label(wanted, d, data.sizes))
+            changes.append((out - x).abs().mean() / 2)
+            if rows.any():
+                spreads.append((out - reference)[rows].abs().mean() / 2)
+                if faces is not None:
+                    truth = toyfaces.render(counterfactual(faces, name, wanted[:, k]), cfg.image_size)
+                    errors.append((out - truth)[rows].abs().mean() / 2), baselines.append((x - truth)[rows].abs().mean() / 2)
+        number = dict(change=changes, spread=spreads, error=errors, baseline=baselines)
+        number = {k: sum(v) / len(v) for k, v in number.items() if v}
+        suffix = f"_{d + 1}" * (d > 0)
+        number["grad_norm_off"] = (log["L_gp" + suffix] / max(cfg.lambda_gp, 1e-9)).sqrt()
+        real, fake, word = D(x)[0], D(out)[0], "ok"
+        if number["change"] < .005:
+            word = "copying"
+        elif number["spread"] < .1 * number["change"]:
+            word = "label-ignored"
+        elif number["grad_norm_off"] > .5:
+            word = "gp-off"
+        elif real.min() > fake.max() and real.mean() - fake.mean() > 10:
+            word = "D-won"
+        values |= {k + suffix: v for k, v in number.items()}
+        values["health"] = word if values["health"] == "ok" else values["health"]
     return values
-
-
-def errors_to_truth(x, out, truth, rows):
-    """Mean L1 of `out` and of the input `x` to the truth, over the pictures that change; 0 ... 1."""
-    return [(picture - truth)[rows].abs().mean() / 2 for picture in (out, x)]
 
 
 @torch.no_grad()
 def sample_grid(G, data, n=6):
-    """Held-out pictures of the first set: input, each target (below toy faces' results: the truth), reconstruction."""
-    cfg, s = data.cfg, data.sets[0]
-    pick = torch.linspace(0, len(s.labels) - 1, n).round().long()
-    x, label = draw(s.bank, pick, cfg.device), s.labels[pick].to(cfg.device)
+    """Held-out pictures of the first set: input, each target (below toy faces' results: the truth), and the first one back."""
+    x, label, faces = some(data, 0, n)
     columns, first = {"input": x}, None
     for d, other in enumerate(data.sets):                              # joint: the first set's pictures, under both sets' labels
-        own = label if d == 0 else torch.zeros(n, len(other.names), device=cfg.device)
+        own = label if d == 0 else torch.zeros(n, len(other.names), device=x.device)
         for k, (name, wanted, _) in enumerate(targets(own, other.names, other.exclusive)):
             columns[name] = G(x, unified_label(wanted, d, data.sizes))
             first = columns[name] if first is None else first
-            if s.faces is not None:
-                truth = toyfaces.render(counterfactual(s.faces[pick], name, wanted[:, k]), cfg.image_size)
+            if faces is not None:
+                truth = toyfaces.render(counterfactual(faces, name, wanted[:, k]), x.shape[-1])
                 columns[name] = torch.stack([columns[name], truth], 1).flatten(0, 1)
     columns["back"] = G(first, unified_label(label, 0, data.sizes))
-    if s.faces is not None:                                            # two rows a face: results, and the truth below
-        blank = torch.ones_like(x)
-        columns |= {name: torch.stack([columns[name], blank], 1).flatten(0, 1) for name in ("input", "back")}
-    return grid(list(columns.values()), list(columns), scale=max(1, 128 // cfg.image_size))
+    if faces is not None:                                              # two rows a face: results, and the truth below
+        columns |= {name: torch.stack([columns[name], torch.ones_like(x)], 1).flatten(0, 1) for name in ("input", "back")}
+    return grid(list(columns.values()), list(columns), scale=max(1, 128 // x.shape[-1]))
 
 
 # ==================================================================================================== evaluation
 
-def load_networks(path, G, D=None):
-    """Fill G (and D) from a checkpoint of ours, or from the authors' <n>-G.ckpt (with <n>-D.ckpt beside it). True if D was filled."""
-    saved = common.load_checkpoint(path)
+def load_networks(path, saved, G, D=None):
+    """Fill G (and D) from a checkpoint of ours, or from the authors' <n>-G.ckpt, with <n>-D.ckpt beside it if it is there."""
     if "nets" in saved:
         if saved.get("paper") != Path(__file__).stem:
             raise UserError(f"{path}: a checkpoint of {saved.get('paper')}, not of stargan")
         common.load_weights(G, saved["nets"].get("G", {}), path)
         if D is not None:
             common.load_weights(D, saved["nets"].get("D", {}), path)
-        return D is not None
+        return
     common.load_weights(G, authors_G(saved), path)
+    if D is not None and (beside := authors_D_file(path)):
+        common.load_weights(D, authors_D(common.load_checkpoint(beside)), beside)
+
+
+def authors_D_file(path):
+    """200000-G.ckpt -> 200000-D.ckpt, if that exists; else None."""
     beside = Path(re.sub(r"G(\.\w+)$", r"D\1", str(path)))
-    if D is None or beside == Path(path) or not beside.exists():
-        return False
-    common.load_weights(D, authors_D(common.load_checkpoint(beside)), beside)
-    return True
+    return beside if beside != Path(path) and beside.exists() else None
 
 
 def trained(cfg):
-    """(G, D or None, names of each set's labels, exclusive?) of cfg.run or cfg.weights. cfg takes over sizes and kind of data."""
+    """(G, D or None, [(names, exclusive) of each data set]) of cfg.run or cfg.weights. cfg takes over its sizes and kind of data."""
     path = cfg.weights or Path(cfg.run) / "last.pt"
     saved = common.load_checkpoint(path)
+    has_D = True
     if "nets" in saved and saved.get("paper") == Path(__file__).stem:
         config = saved["config"]
-        for name in ("image_size", "width", "residual_blocks", "d_width", "d_layers", "attention_mask", "attributes", "classes", "toy", "pose"):
+        for name in ("image_size", "width", "residual_blocks", "d_width", "d_layers", "attention_mask", "attributes", "classes", "toy", "pose",
+                     "partition", "test_images"):
             setattr(cfg, name, tuple(config[name]) if isinstance(config[name], list) else config[name])
         cfg.data = cfg.data or tuple(config["data"])
         sets = [(tuple(names), exclusive) for names, exclusive in saved["about"]]
-    elif "main.0.weight" in (saved := {k.removeprefix("module."): v for k, v in saved.items()}):
-        n_c = saved["main.0.weight"].shape[1] - 3
-        celeba, rafd = (tuple(Config.attributes), False), (EXPRESSIONS, True)
-        sets = {8: [rafd], 15: [celeba, rafd]}.get(n_c, [celeba])      # authors' joint model: 5 + 8 labels and a mask of 2
-        cfg.width, cfg.attention_mask = saved["main.0.weight"].shape[0], False
-        cfg.residual_blocks = sum(bool(re.fullmatch(r"main\.\d+\.main\.0\.weight", k)) for k in saved)
-        cfg.image_size, cfg.d_width, cfg.d_layers = 128, 64, 6         # their default; a G of 256 px looks the same
-    else:
-        sets = [(tuple(cfg.attributes), False)]
+    else:                                                              # the authors', or something that load_networks will refuse
+        state, attributes, rafd = authors_G(saved), (tuple(cfg.attributes), False), (EXPRESSIONS, True)
+        n_c = state["main.0.weight"].shape[1] - 3 if "main.0.weight" in state else len(cfg.attributes)
+        known = {len(cfg.attributes) + 8 + 2: [attributes, rafd], 8: [rafd], len(cfg.attributes): [attributes]}      # joint: both and a mask of 2
+        if n_c not in known:
+            raise UserError(f"{path}: a generator of {n_c} labels; give their names with --attributes")
+        sets, cfg.attention_mask, cfg.width = known[n_c], False, state.get("main.0.weight", torch.empty(cfg.width)).shape[0]
+        cfg.residual_blocks = sum(bool(re.fullmatch(r"main\.\d+\.body\.0\.weight", k)) for k in state)
+        cfg.image_size, has_D = max(128, cfg.image_size), bool(authors_D_file(path))                              # theirs are of 128 or 256 px
+        D_state = authors_D(common.load_checkpoint(authors_D_file(path))) if has_D else {}
+        if {"trunk.0.weight", "cls.weight"} <= D_state.keys():
+            cfg.d_width, cfg.d_layers = D_state["trunk.0.weight"].shape[0], sum(bool(re.fullmatch(r"trunk\.\d+\.weight", k)) for k in D_state)
+            cfg.image_size = D_state["cls.weight"].shape[-1] * 2 ** cfg.d_layers
     G, D = build(cfg, [len(names) for names, _ in sets])
-    has_D = load_networks(path, G, D)
+    load_networks(path, saved, G, D if has_D else None)
     return prepare(G, cfg).eval(), prepare(D, cfg).eval() if has_D else None, sets
 
 
-def classifier(cfg, d, s):
-    """A ResNet-18 that reads the labels of data set d, and measures; the paper's Table 3. Returns (net, its error on `s`).
+CLASSIFIER_STEPS, CLASSIFIER_PEOPLE = 800, {"attributes": 4000, "expressions": 250}
 
-    Toy faces: trained on people of its own. Photographs: on the training part, as in the paper. Cached; minutes on two cores.
+
+def classifier(cfg, data, d):
+    """A ResNet-18 that reads the labels of data set d, and measures; the paper's Table 3. (net, names of its outputs, error on set d).
+
+    Toy faces: trained on people of its own; the one for expressions knows all eight, in the studio and in the wild.
+    Photographs: trained on the training part, as in the paper. Cached; minutes on two cores.
     """
-    net = torchvision.models.resnet18(num_classes=len(s.names))
+    s = data.sets[d]
     if cfg.data:
-        source = photographs(cfg, cfg.data[d], test=False)
-        key = (str(Path(cfg.data[d]).resolve()), len(source.labels))
+        source, steps = photographs(cfg, cfg.data[d], test=False), CLASSIFIER_STEPS
+        steps = min(max(steps, 10 * len(source.labels) // 48), 10 * steps)                          # ten epochs, within reason
+        key = source.key
     else:
-        kind = toy_kinds(cfg)[d]
-        source = toy_set(cfg, kind, CLASSIFIER_PEOPLE[kind], CLASSIFIER_SEED)
+        kind, steps = toy_kinds(cfg)[d], CLASSIFIER_STEPS
+        source = toy_set(dataclasses.replace(cfg, classes=()), kind, CLASSIFIER_PEOPLE[kind], CLASSIFIER_SEED)
+        if kind == "expressions":
+            wild = toy_set(cfg, "attributes", CLASSIFIER_PEOPLE[kind], CLASSIFIER_SEED).faces
+            faces = toyfaces.cat([source.faces] + [wild.express(name) for name in source.names])
+            source = LabelSet(source.names, True, common.toy_bank(cfg, faces, cfg.image_size), source.labels.repeat(2, 1), faces)
         key = common.hashlib.sha256(source.bank.cpu().numpy()).hexdigest()
-    path = Path(cfg.cache) / f"stargan-classifier-{common.hashlib.sha256(repr((key, s.names, cfg.image_size, CLASSIFIER_STEPS)).encode()).hexdigest()[:16]}.pt"
+    key = repr((key, source.labels.tolist(), source.names, cfg.image_size, steps, inspect.getsource(train_classifier)))
+    path = Path(cfg.cache) / f"stargan-classifier-{common.hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
+    net = torchvision.models.resnet18(num_classes=len(source.names))
     if path.exists():
         net.load_state_dict(common.load_checkpoint(path)["net"])
         net.to(cfg.device)
     else:
-        say(f"training a classifier of {' '.join(s.names)} (once, on {len(source.labels)} pictures) ...")
-        train_classifier(net, cfg, source)
+        say(f"training a classifier of {' '.join(source.names)} (once, on {len(source.labels)} pictures) ...")
+        train_classifier(net, cfg, source, steps)
         common.save_checkpoint({"net": net.state_dict()}, path)
     net.eval().requires_grad_(False)
-    wrong = [mistakes(net(draw(s.bank, k, cfg.device)), s.labels[k].to(cfg.device), s.exclusive) for k in torch.arange(len(s.labels)).split(64)]
-    return net, torch.cat(wrong).mean().item()
-
-
-CLASSIFIER_STEPS, CLASSIFIER_PEOPLE = 800, {"attributes": 4000, "expressions": 400}
+    wrong = []
+    for k in torch.arange(len(s.labels)).split(64):
+        logits, label = net(draw(s.bank, k, cfg.device)), s.labels[k].to(cfg.device)
+        shown = torch.tensor([source.names.index(name) for name in s.names], device=label.device)
+        wrong.append((logits.argmax(1) != shown[label.argmax(1)]).float() if s.exclusive else ((logits > 0) != (label > .5)).float().mean(1))
+    return net, source.names, torch.cat(wrong).mean().item()
 
 
 @torch.enable_grad()
-def train_classifier(net, cfg, source):
-    """Adam, one cycle, flips and a little noise; softmax or summed sigmoids."""
+def train_classifier(net, cfg, source, steps):
+    """AdamW, one cycle, flips and a little noise; softmax or summed sigmoids."""
     g = torch.Generator().manual_seed(CLASSIFIER_SEED)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(CLASSIFIER_SEED)
         net.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
         net.to(cfg.device).train()
         optimiser = torch.optim.AdamW(net.parameters(), weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=CLASSIFIER_STEPS)
-        for _ in range(CLASSIFIER_STEPS):
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+        for _ in range(steps):
             k = torch.randint(len(source.labels), (48,), generator=g)
             x, label = draw(source.bank, k, cfg.device), source.labels[k].to(cfg.device)
             x = torch.where(torch.rand(48, 1, 1, 1, generator=g).to(x.device) < .5, x.flip(3), x) + .02 * torch.randn(x.shape, generator=g).to(x.device)
@@ -709,86 +761,64 @@ def train_classifier(net, cfg, source):
             schedule.step()
 
 
-def mistakes(logits, label, exclusive):
-    """[B, 1] (classes) or [B, n] (attributes), 1 where the classifier reads something else than `label`."""
-    if exclusive:
-        return (logits.argmax(1) != label.argmax(1)).float()[:, None]
-    return ((logits > 0) != (label > .5)).float()
+def judges(cfg, data):
+    """What measures: a recogniser of toy people (or None), and a classifier for each data set."""
+    identity = None if cfg.data else toyfaces.judge("identity", cfg.image_size, 2, cfg.device, cfg.cache)
+    return identity, [classifier(cfg, data, d) for d in range(len(data.sets))]
 
 
 @torch.no_grad()
-def measure(cfg, G, sets, wrong_mask=False):
-    """Rows of metrics over held-out pictures, one a target, and a summary. See `evaluate`.
+def measure(cfg, G, data, jury, source, d, wrong_mask=False):
+    """The held-out pictures of set `source` under the labels of set d: {"G" | "copy" | "truth": {label: {measure: mean}}}.
 
-    Each set's pictures are translated under its own labels; with two sets, the first set's also under the second's (the
-    authors' joint test), there with another set's mask if wrong_mask. Expressions of the studio start from neutral (Table 3).
+    Each target label in turn, on the pictures that it changes; expressions of their own set start from neutral (Table 3).
+    copy: the input instead of G's output; truth: the true counterfactual. wrong_mask: with the other set's mask in c~.
     """
-    data = make_data(cfg, test=True)
-    sizes = [len(names) for names, _ in sets]
-    toy = not cfg.data
-    for (names, _), s in zip(sets, data.sets, strict=True):
-        if names != s.names:
-            raise UserError(f"trained on {' '.join(names)}, --data has {' '.join(s.names)}")
-    judge = toyfaces.judge("identity", cfg.image_size, 2, cfg.device, cfg.cache) if toy else (None, None)
-    readers = [classifier(cfg, d, s) for d, s in enumerate(data.sets)]
-    rows, summary, notes = {}, {}, []
-    for source, d in [(k, k) for k in range(len(sets))] + ([(0, 1)] if len(sets) > 1 else []):
-        s, names, exclusive = data.sets[source], sets[d][0], sets[d][1]
-        start = (s.labels[:, names.index("neutral")] > 0).nonzero()[:, 0] if source == d and exclusive and "neutral" in names else torch.arange(len(s.labels))
-        sums = common.defaultdict(lambda: common.defaultdict(float))
-        prefix = "" if source == d else "across: "
-        for index in start.split(32):
-            x, label = draw(s.bank, index, cfg.device), s.labels[index].to(cfg.device)
-            faces = s.faces[index.to(cfg.device)] if toy else None
-            own = label if source == d else torch.zeros(len(x), len(names), device=x.device)
-            for k, (name, wanted, changes) in enumerate(targets(own, names, exclusive)):
-                if not changes.any():
-                    continue
-                c = unified_label(wanted, d, sizes)
-                if wrong_mask and source != d:
-                    c[:, -len(sizes):] = c[:, -len(sizes):].flip(1)
-                out = G(x, c)
-                truth = toyfaces.render(counterfactual(faces, name, wanted[:, k]), cfg.image_size) if toy else None
-                for kind, picture in (("", out), ("copy: ", x)) + ((("truth: ", truth),) if toy else ()):
-                    wrong = mistakes(readers[d][0](picture), wanted, exclusive)
-                    values = {"error": wrong[:, 0 if exclusive else k]}
-                    if not exclusive:
-                        others = [j for j, other in enumerate(names) if j != k and not (name in HAIR and other in HAIR)]
+    s, names, exclusive = data.sets[source], data.sets[d].names, data.sets[d].exclusive
+    identity, (reader, read_names, _) = jury[0], jury[1][d]
+    index = torch.arange(len(s.labels))
+    if source == d and exclusive and "neutral" in names:
+        index = (s.labels[:, names.index("neutral")] > 0).nonzero()[:, 0]
+    sums = {kind: {name: common.defaultdict(float) for name in names} for kind in ("G", "copy", "truth")}
+    for part in index.split(32):
+        x, label = draw(s.bank, part, cfg.device), s.labels[part].to(cfg.device)
+        faces = s.faces and s.faces[part.to(cfg.device)]
+        own = label if source == d else torch.zeros(len(x), len(names), device=x.device)
+        for k, (name, wanted, rows) in enumerate(targets(own, names, exclusive)):
+            c = unified_label(wanted, d, data.sizes)
+            if wrong_mask:
+                c[:, -len(data.sizes):] = c[:, -len(data.sizes):].flip(1)
+            pictures = {"G": G(x, c), "copy": x}
+            if faces is not None:
+                pictures["truth"] = truth = toyfaces.render(counterfactual(faces, name, wanted[:, k]), cfg.image_size)
+                kept = ((truth - x).abs().amax(1, keepdim=True) < .02).float()
+            for kind, y in pictures.items():
+                logits = reader(y)
+                if exclusive:
+                    values = {"error": (logits.argmax(1) != read_names.index(name)).float()}
+                else:
+                    wrong = ((logits > 0) != (wanted > .5)).float()
+                    values = {"error": wrong[:, k]}
+                    others = [j for j, other in enumerate(names) if j != k and not (name in HAIR and other in HAIR)]
+                    if others:
                         values["others"] = wrong[:, others].mean(1)
-                    if toy:
-                        kept = ((truth - x).abs().amax(1, keepdim=True) < .02).float()
-                        values |= {"L1": (picture - truth).abs().flatten(1).mean(1) / 2, "SSIM": ssim(picture, truth),
-                                   "identity": (judge[0](picture) * judge[0](x)).sum(1),
-                                   "L1 outside": ((picture - x).abs() * kept).flatten(1).sum(1) / 2 / (3 * kept.flatten(1).sum(1)).clamp(min=1)}
-                    elif kind == "":
-                        values["L1 to input"] = (picture - x).abs().flatten(1).mean(1) / 2
-                        values["back"] = (G(picture, unified_label(label, source, sizes)) - x).abs().flatten(1).mean(1) / 2
-                    for what, value in values.items():
-                        sums[kind + name][what] += value[changes].sum().item()
-                    sums[kind + name]["n"] += changes.sum().item()
-        table = {name: {k: v / value["n"] for k, v in value.items() if k != "n"} for name, value in sums.items()}
-        for kind, title in (("", "all targets"), ("copy: ", "copy the input"), ("truth: ", "the true pictures")):
-            mine = [table[kind + name] for name in names if kind + name in table]
-            if mine:
-                mean = {k: sum(row[k] for row in mine) / len(mine) for k in mine[0]}
-                if not kind:
-                    rows |= {prefix + name: table[name] for name in names if name in table}
-                rows[prefix + title + ("" if len(sets) == 1 or prefix else f" {d + 1}")] = mean
-                key = prefix + ("" if len(sets) == 1 or prefix else f"set {d + 1}: ") + {"": "", "copy: ": "copy ", "truth: ": "truth "}[kind]
-                summary |= {key + k: v for k, v in mean.items()}
-        if source == d:
-            summary[("" if len(sets) == 1 else f"set {d + 1}: ") + "real error"] = readers[d][1]
-    k = sum(sizes)
-    notes = (f"error = share of translations that an independent ResNet-18 reads wrongly (real pictures: "
-             f"{', '.join(f'{100 * e:.2f} %' for _, e in readers)}); one G of {common.n_parameters(G):,} parameters for {k} labels, where translators "
-             f"of pairs would be {k * (k - 1)}; L1 in 0 ... 1")
-    if toy:
-        notes += f"; identity = cosine to the input, by a recogniser with equal error rate {judge[1]:.3f}"
-    return rows, summary, notes
+                if faces is not None:
+                    values |= {"L1": (y - truth).abs().flatten(1).mean(1) / 2,
+                               "SSIM": piq.ssim((y / 2 + .5).clamp(0, 1), truth / 2 + .5, data_range=1., reduction="none"),
+                               "identity": (identity[0](y) * identity[0](x)).sum(1),
+                               "L1 outside": ((y - x).abs() * kept).flatten(1).sum(1) / 2 / (3 * kept.flatten(1).sum(1)).clamp(min=1)}
+                elif source == d:
+                    values |= {"L1 to input": (y - x).abs().flatten(1).mean(1) / 2,
+                               "back": (G(y, unified_label(label, d, data.sizes)) - x).abs().flatten(1).mean(1) / 2}
+                for what, value in ({"n": torch.ones(len(x), device=x.device)} | values).items():
+                    sums[kind][name][what] += value[rows].sum().item()
+    return {kind: {name: {what: v / total["n"] for what, v in total.items() if what != "n"} for name, total in by_name.items() if total["n"]}
+            for kind, by_name in sums.items()}
 
 
-def ssim(a, b):
-    return piq.ssim((a / 2 + .5).clamp(0, 1), (b / 2 + .5).clamp(0, 1), data_range=1., reduction="none")
+def average(by_name):
+    """{label: {measure: number}} -> {measure: mean over the labels}."""
+    return {what: sum(values[what] for values in by_name.values()) / len(by_name) for what in next(iter(by_name.values()), {})}
 
 
 def evaluate(cfg):
@@ -796,29 +826,45 @@ def evaluate(cfg):
 
     error: share of translations whose new label the classifier does not read; others: whose other labels it reads wrongly;
     L1, SSIM: to the true counterfactual; identity: cosine to the input; L1 outside: change where the truth does not change.
-    Photographs have no truth: L1 to the input, and of the way back.
+    Photographs have no truth: L1 to the input, and of the way back. Two sets: "across" are the first set's pictures under
+    the second's labels (the authors' joint test).
     """
     G, _, sets = trained(cfg)
-    rows, summary, notes = measure(cfg, G, sets)
-    result = {"command": common.command(), "hardware": common.hardware(cfg), "commit": common.commit(), "notes": notes, "rows": rows, "values": summary}
+    data = make_data(cfg, test=True)
+    if [(s.names, s.exclusive) for s in data.sets] != sets:
+        raise UserError(f"trained on {len(sets)} data sets with the labels {' | '.join(' '.join(names) for names, _ in sets)}; "
+                        f"found {' | '.join(' '.join(s.names) for s in data.sets)}; give --data the same, in the same order")
+    jury, rows = judges(cfg, data), {}
+    for source, d in [(k, k) for k in range(len(sets))] + [(0, 1)] * (len(sets) > 1):
+        found, prefix = measure(cfg, G, data, jury, source, d), "" if source == d else "across: "
+        rows |= {prefix + name: values for name, values in found["G"].items()}
+        of = " ".join(sets[d][0][:2]) + " ..."
+        rows |= {f"{prefix}{title} ({of})" if len(sets) > 1 else title: average(found[kind])
+                 for kind, title in (("G", "all targets"), ("copy", "copy the input"), ("truth", "the true pictures")) if average(found[kind])}
+    notes = f"error: read by an independent ResNet-18, itself wrong on {', '.join(f'{100 * error:.2f} %' for *_, error in jury[1])} of real pictures"
+    notes += f"; one G of {common.n_parameters(G):,} parameters; L1 in 0 ... 1"
+    if jury[0]:
+        notes += f"; identity: cosine to the input, by a recogniser with equal error rate {jury[0][1]:.3f}"
+    result = {"command": common.command(), "hardware": common.hardware(cfg), "commit": common.commit(), "notes": notes, "rows": rows}
     common.write_json(Path(cfg.run) / "evaluation.json", result)
     return result
 
 
 @torch.no_grad()
-def progressive(cfg, G, sets, passes=5):
+def progressive(cfg, G, data, passes=5):
     """Five random edits in a row, against the last label asked for at once: mean L1 to the truth, {"direct", "pass 5", "excess"}."""
-    data = make_data(cfg, test=True)
     s, g = data.sets[0], torch.Generator().manual_seed(3)
     total = common.defaultdict(float)
     for index in torch.arange(len(s.labels)).split(32):
-        x, label = draw(s.bank, index, cfg.device), s.labels[index].to(cfg.device)
-        faces, chain = s.faces[index.to(cfg.device)], x
+        x, first = draw(s.bank, index, cfg.device), s.labels[index].to(cfg.device)
+        label, chain = first, x
         for _ in range(passes):
-            k = torch.randint(len(s.names), (), generator=g).item()
-            name, label, _ = targets(label, s.names, s.exclusive)[k]
-            faces = counterfactual(faces, name, label[:, k])
+            label = targets(label, s.names, s.exclusive)[torch.randint(len(s.names), (), generator=g).item()][1]
             chain = G(chain, unified_label(label, 0, data.sizes))
+        faces = s.faces[index.to(cfg.device)]
+        for k, name in enumerate(s.names):                             # an edit that was undone leaves the person as before
+            changed = (label[:, k] != first[:, k]) & ((name not in HAIR) | (label[:, k] > .5))
+            faces = counterfactual(faces, name, label[:, k]).where(changed, faces)
         truth, direct = toyfaces.render(faces, cfg.image_size), G(x, unified_label(label, 0, data.sizes))
         total["direct"] += (direct - truth).abs().mean().item() / 2 * len(x) / len(s.labels)
         total[f"pass {passes}"] += (chain - truth).abs().mean().item() / 2 * len(x) / len(s.labels)
@@ -829,127 +875,156 @@ def progressive(cfg, G, sets, passes=5):
 
 SEEDS = (0, 1, 2)
 OTHERS = tuple(name for name in EXPRESSIONS if name != "neutral")
-# The trainings of each part, all on toy faces; a training that two parts need is done once.
+# The trainings of each part; a training that two parts need is done once.
+ATTRIBUTES, STUDIO = {"attributes": dict(toy="attributes")}, {"studio alone": dict(toy="expressions")}
 PARTS = {
-    "joint": {"expressions alone": dict(toy="expressions"), "joint": dict(toy="both")},
-    "pairwise": {"expressions alone": dict(toy="expressions"), **{f"pair neutral-{e}": dict(toy="expressions", classes=("neutral", e)) for e in OTHERS}},
-    "losses": {"attributes": {}, "without reconstruction": dict(lambda_rec=0.), "without classification": dict(lambda_cls=0.)},
-    "triple": {"attributes": {}, "with triple": dict(lambda_triple=10.)},
+    "recipe": ATTRIBUTES,
+    "joint": {**STUDIO, "joint": dict(toy="both")},
+    "pairwise": {**STUDIO, **{f"pair neutral-{e}": dict(toy="expressions", classes=("neutral", e)) for e in OTHERS}},
+    "losses": {**ATTRIBUTES, "without reconstruction": dict(toy="attributes", lambda_rec=0.), "without classification": dict(toy="attributes", lambda_cls=0.)},
+    "triple": {**ATTRIBUTES, "with triple": dict(toy="attributes", lambda_triple=10.)},
 }
 
 
 def _ablation_run(cfg):
     """One training of the ablation and its measures (in a process of its own on a CPU)."""
-    G = train(cfg)
-    sets = [(s.names, s.exclusive) for s in make_data(cfg, test=True).sets]
-    out = measure(cfg, G, sets)[1]
-    if cfg.toy == "expressions" and not cfg.classes:                   # on the pictures of the other set, which it has never seen
-        out |= {f"across: {k}": v for k, v in across(cfg, G).items()}
-    if cfg.toy == "both":
-        out |= {f"wrong mask: {k}": v for k, v in measure(cfg, G, sets, wrong_mask=True)[1].items() if k.startswith("across")}
+    G, data = train(cfg), make_data(cfg, test=True)
+    jury = judges(cfg, data)
+    own = measure(cfg, G, data, jury, 0, 0)
+    out = average(own["G"]) | {f"copy {k}": v for k, v in average(own["copy"]).items()} | {f"truth {k}": v for k, v in average(own["truth"]).items()}
+    out |= {"real error": jury[1][0][2], "parameters": common.n_parameters(G) + common.n_parameters(build(cfg, data.sizes)[1])}
     if cfg.toy == "attributes":
-        out |= progressive(cfg, G, sets)
+        return out | progressive(cfg, G, data)
+    if cfg.classes:
+        return out
+    # Expressions on pictures of the other set. The studio's G has never seen such pictures, and knows no mask.
+    both = make_data(dataclasses.replace(cfg, toy="both"), test=True)
+    jury, n = judges(dataclasses.replace(cfg, toy="both"), both), both.sizes[0]
+    paint = G if cfg.toy == "both" else lambda x, c: G(x, c[:, n:-2])
+    across = measure(cfg, paint, both, jury, 0, 1)
+    out |= {f"across {k}": v for k, v in average(across["G"]).items()} | {f"across truth {k}": v for k, v in average(across["truth"]).items()}
+    if cfg.toy == "both":
+        out |= {f"wrong mask {k}": v for k, v in average(measure(cfg, G, both, jury, 0, 1, wrong_mask=True)["G"]).items()}
     return out
-
-
-@torch.no_grad()
-def across(cfg, G):
-    """Expressions painted by a G that knows only the studio, on pictures in the wild: error of the classifier, L1 to the truth."""
-    wild, studio = (toy_set(cfg, kind, TEST_PEOPLE[kind], TEST_SEED) for kind in ("attributes", "expressions"))
-    reader, total = classifier(cfg, 0, studio)[0], common.defaultdict(float)
-    for index in torch.arange(len(wild.labels)).split(32):
-        x, faces = draw(wild.bank, index, cfg.device), wild.faces[index.to(cfg.device)]
-        for name, wanted, _ in targets(torch.zeros(len(x), len(EXPRESSIONS), device=x.device), EXPRESSIONS, True):
-            out, share = G(x, wanted), len(x) / len(wild.labels) / len(EXPRESSIONS)
-            total["error"] += mistakes(reader(out), wanted, True).mean().item() * share
-            total["L1"] += (out - toyfaces.render(faces.express(name), cfg.image_size)).abs().mean().item() / 2 * share
-    return total
 
 
 def ablate(cfg):
     """The paper's claims, on toy faces, three seeds; --part picks one. The thresholds stand here, and were set before running.
 
-    joint     expressions on pictures of the set that has none, trained on both sets against the studio alone, and with the
-              wrong mask. reproduced if joint errs less in every seed, and the wrong mask at least doubles joint's error.
-    pairwise  one G for eight expressions against a G for each pair, with as many pictures in all. reproduced if the one errs
-              at most as often in every seed.
-    losses    without reconstruction: the change outside what should change at least 1.5 times as large; without
-              classification: at least half of the labels not seen.
-    triple    five edits in a row: excess = error after them minus error of the direct edit. reproduced if smaller with the
-              triple loss in every seed, and the direct error not worse by 10 %.
+    recipe    translations under new attributes: at most 15 % misread in every seed (real pictures under 3 %), and L1 to the
+              true counterfactual at most two thirds of that of copying the input.
+    joint     expressions on pictures of the set that has none, trained on both sets against the studio alone (as many steps,
+              each on a batch of either set: twice the pictures), and with the wrong mask. Joint errs less in every seed, and
+              the wrong mask at least doubles its error.
+    pairwise  one G for eight expressions against a G for each pair neutral-other, as many pictures in all: the one errs at
+              most as often in every seed.
+    losses    without reconstruction the change outside what should change is at least 1.5 times as large; without
+              classification at least half of the labels are not seen.
+    triple    five edits in a row: excess = error after them minus error of the direct edit. Smaller with the triple loss in
+              every seed, and the direct error not worse by 10 %.
+
+    Writes ablation.json, or ablation_<part>.json, and a .png beside it. An interrupted ablation continues.
     """
     if cfg.data:
         raise UserError("--ablate measures against the truth, which only toy faces have; leave --data out")
+    validate(cfg)
     folder = Path(cfg.run) / "ablation"
     if cfg.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     parts = list(PARTS) if cfg.part == "all" else [cfg.part]
-    runs = {name: change for part in parts for name, change in PARTS[part].items()}
-    jobs = {(name, seed): dataclasses.replace(cfg, seed=seed, fresh=False, part="all", run=str(folder / f"{name.replace(' ', '-')}-{seed}"),
-                                              **({"steps": cfg.steps // len(OTHERS)} if name.startswith("pair") else {}), **change)
-            for seed in SEEDS for name, change in runs.items()}
+    base = dataclasses.replace(cfg, fresh=False, part="all", classes=())
+    jobs = {}
+    for seed in SEEDS:
+        for name, change in {name: change for part in parts for name, change in PARTS[part].items()}.items():
+            steps = max(1, cfg.steps // len(OTHERS)) if name.startswith("pair") else cfg.steps
+            jobs[name, seed] = dataclasses.replace(base, seed=seed, run=str(folder / f"{name.replace(' ', '-')}-{seed}"), **{"steps": steps, **change})
     for one in jobs.values():
         last = Path(one.run) / "last.pt"
         if last.exists() and (steps := common.load_checkpoint(last)["config"]["steps"]) != one.steps:
             raise UserError(f"{one.run} was trained for {steps} steps, now {one.steps}; give the same --steps, another --run folder, or --fresh")
-    for change in {tuple(sorted(change.items())): change for change in runs.values() if change.keys() <= {"toy", "classes"}}.values():
-        one = dataclasses.replace(cfg, **change)                       # made before the processes, which would all make them
-        for d, s in enumerate(make_data(one, test=True).sets):
-            classifier(one, d, s)
-    toyfaces.judge("identity", cfg.image_size, 2, cfg.device, cfg.cache)
+    toy = "both" if set(parts) & {"joint", "pairwise"} else "attributes"
+    judges(dataclasses.replace(base, toy=toy), make_data(dataclasses.replace(base, toy=toy), test=True))       # before the processes, which would all make them
     results = dict(zip(jobs, common.in_parallel(_ablation_run, list(jobs.values()), cfg.device), strict=True))
 
     def values(name, key):
         return np.array([results[name, seed][key] for seed in SEEDS])
 
-    passed, rows, claims = {}, {}, []
+    rows, claims, passed = {}, [], {}
 
-    def row(title, name, **keys):
+    def row(title, **columns):
         for what, f in (("mean", np.mean), ("std", lambda v: np.std(v, ddof=1))):
-            rows[f"{title}, {what}"] = {column: float(f(values(name, key))) for column, key in keys.items()}
+            rows[f"{title}, {what}"] = {column: float(f(v)) for column, v in columns.items()}
 
-    def claim(what, without, with_):
-        claims.append({"what": what, "without": without, "with": with_})
+    def claim(part, what, without, with_, percent, **criteria):
+        passed.update({f"{part}: {k.replace('_', ' ')}": bool(v) for k, v in criteria.items()})
+        text = (lambda v: f"{100 * v.mean():.1f} ± {100 * v.std(ddof=1):.1f} %") if percent else (lambda v: f"{v.mean():.4f} ± {v.std(ddof=1):.4f}")
+        good = sum(map(bool, criteria.values()))
+        claims.append({"part": part, "what": what, "without": text(without), "with": text(with_),
+                       "seeds without": without.tolist(), "seeds with": with_.tolist(),
+                       "verdict": "reproduced" if good == len(criteria) else "partly reproduced" if good else "not reproduced"})
 
-    def text(v, percent=True):
-        return f"{100 * v.mean():.1f} ± {100 * v.std(ddof=1):.1f} %" if percent else f"{v.mean():.4f} ± {v.std(ddof=1):.4f}"
+    def standard(title, name, prefix="", **more):
+        row(title, **{k: values(name, prefix + k) for k in ("error", "L1", "SSIM", "identity", "L1 outside")}, **more)
 
+    if "recipe" in parts:
+        for title, prefix in (("StarGAN", ""), ("copy the input", "copy "), ("the true pictures", "truth ")):
+            standard(title, "attributes", prefix)
+        error, L1, copy = (values("attributes", k) for k in ("error", "L1", "copy L1"))
+        claim("recipe", "L1 to the true counterfactual under a new attribute: copying the input, StarGAN", copy, L1, False,
+              at_most_15_per_cent_misread=(error <= .15).all(), real_pictures_under_3_per_cent=(values("attributes", "real error") < .03).all(),
+              L1_at_most_two_thirds_of_copying=(L1 <= copy * 2 / 3).all())
     if "joint" in parts:
-        alone, joint, wrong = values("expressions alone", "across: error"), values("joint", "across: error"), values("joint", "wrong mask: across: error")
-        row("studio alone", "expressions alone", error="across: error", L1="across: L1")
-        row("joint", "joint", error="across: error", L1="across: L1")
-        row("joint, wrong mask", "joint", error="wrong mask: across: error", L1="wrong mask: across: L1")
-        passed |= {"joint: errs less than alone in every seed": (joint < alone).all(),
-                   "joint: the wrong mask at least doubles the error": (wrong >= 2 * joint).all()}
-        claim("expressions misread, painted on the set without expression labels: trained on one set, on both", text(alone), text(joint))
+        alone, joint, wrong = values("studio alone", "across error"), values("joint", "across error"), values("joint", "wrong mask error")
+        for title, name, prefix in (("studio alone", "studio alone", "across "), ("joint", "joint", "across "), ("joint, wrong mask", "joint", "wrong mask "),
+                                    ("the true pictures", "joint", "across truth ")):
+            standard(f"across: {title}", name, prefix)
+        claim("joint", "expressions misread, on pictures of the set without such labels: trained on one set, on both", alone, joint, True,
+              errs_less_in_every_seed=(joint < alone).all(), the_wrong_mask_at_least_doubles_the_error=(wrong >= 2 * joint).all())
     if "pairwise" in parts:
-        pairs = np.mean([values(f"pair neutral-{e}", "error") for e in OTHERS], axis=0)
-        one = values("expressions alone", "error")
-        rows |= {"one for all, mean": {"error": float(one.mean())}, "one for all, std": {"error": float(one.std(ddof=1))},
-                 "one for each pair, mean": {"error": float(pairs.mean())}, "one for each pair, std": {"error": float(pairs.std(ddof=1))}}
-        passed["pairwise: one for all errs at most as often in every seed"] = (one <= pairs).all()
-        claim("expressions misread (Table 3): seven translators of pairs, one StarGAN; as many pictures in all", text(pairs), text(one))
+        pairs, one = np.mean([values(f"pair neutral-{e}", "error") for e in OTHERS], axis=0), values("studio alone", "error")
+        row("one StarGAN for eight expressions", error=one, parameters=values("studio alone", "parameters"))
+        row("one for each of seven pairs", error=pairs, parameters=sum(values(f"pair neutral-{e}", "parameters") for e in OTHERS))
+        claim("pairwise", "expressions misread (Table 3): seven translators of pairs, one StarGAN; as many pictures in all", pairs, one, True,
+              one_for_all_errs_at_most_as_often_in_every_seed=(one <= pairs).all())
     if "losses" in parts:
         for name in PARTS["losses"]:
-            row(name, name, error="error", others="others", L1="L1", identity="identity", outside="L1 outside")
-        passed |= {"losses: without reconstruction the rest changes 1.5 times as much":
-                   values("without reconstruction", "L1 outside").mean() >= 1.5 * values("attributes", "L1 outside").mean(),
-                   "losses: without classification half of the labels are not seen": (values("without classification", "error") >= .5).all()}
+            standard("all losses" if name == "attributes" else name, name)
+        outside, blind = values("without reconstruction", "L1 outside"), values("without classification", "error")
+        claim("losses", "change outside what should change: without reconstruction, with", outside, values("attributes", "L1 outside"), False,
+              without_reconstruction_the_rest_changes_1_5_times_as_much=outside.mean() >= 1.5 * values("attributes", "L1 outside").mean(),
+              without_classification_half_of_the_labels_are_not_seen=(blind >= .5).all())
     if "triple" in parts:
-        for name in PARTS["triple"]:
-            row(name + ", five edits", name, direct="direct", pass5="pass 5", excess="excess")
+        for name, title in (("attributes", "without triple"), ("with triple", "with triple")):
+            row(f"five edits, {title}", **{k: values(name, k) for k in ("direct", "pass 5", "excess")})
         without, with_ = values("attributes", "excess"), values("with triple", "excess")
-        passed |= {"triple: less excess in every seed": (with_ < without).all(),
-                   "triple: direct not worse by 10 %": values("with triple", "direct").mean() <= 1.1 * values("attributes", "direct").mean()}
-        claim("L1 error that five edits in a row add: without and with GANnotation's triple loss", text(without, False), text(with_, False))
-    verdict = "reproduced" if all(passed.values()) else "partly reproduced" if any(passed.values()) else "not reproduced"
+        claim("triple", "L1 error that five edits in a row add: without and with GANnotation's triple loss", without, with_, False,
+              less_excess_in_every_seed=(with_ < without).all(),
+              direct_not_worse_by_10_per_cent=values("with triple", "direct").mean() <= 1.1 * values("attributes", "direct").mean())
+    verdicts = {c["verdict"] for c in claims}
     result = {"command": common.command(), "commit": common.commit(), "hardware": common.hardware(cfg), "torch": torch.__version__, "seeds": SEEDS,
               "steps": cfg.steps, "seconds": sum(common.read_jsonl(Path(one.run) / "metrics.jsonl")[-1]["seconds"] for one in jobs.values()),
-              "rows": rows, "criteria": {k: bool(v) for k, v in passed.items()}, "verdict": verdict, "claims": claims,
+              "rows": rows, "criteria": passed, "verdict": verdicts.pop() if len(verdicts) == 1 else "partly reproduced", "claims": claims,
               "runs": {f"{name}, seed {seed}": values for (name, seed), values in results.items()}}
-    common.write_json(Path(cfg.run) / "ablation.json", result)
+    path = Path(cfg.run) / ("ablation.json" if cfg.part == "all" else f"ablation_{cfg.part}.json")
+    common.write_json(path, result)
+    draw_claims(claims, path.with_suffix(".png"))
     print(common.table(result))
     print("; ".join(f"{k}: {'yes' if v else 'no'}" for k, v in passed.items()))
+
+
+def draw_claims(claims, path):
+    """One panel a claim: without and with, a dot for each seed, joined."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(2.6 * len(claims), 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    for k, one in enumerate(claims):
+        ax = figure.add_subplot(1, len(claims), k + 1)
+        for pair in zip(one["seeds without"], one["seeds with"], strict=True):
+            ax.plot([0, 1], pair, color="tab:blue", marker="o", lw=1)
+        ax.set(xticks=[0, 1], xticklabels=["without", "with"], xlim=(-.3, 1.3), ylim=(0, None))
+        ax.set_title(f"{one['part']}: " + textwrap.fill(one["what"], 34), fontsize=7)
+    figure.savefig(path, dpi=110)
 
 
 # ===================================================================================================== inference
@@ -966,11 +1041,14 @@ def infer(cfg, files, target, source, out):
         side = min(photo.size)
         print(f"{file}: {photo.width} x {photo.height}, central square of {side} px, resized to {S}")
     x = torch.stack([common.to_tensor(common.square(photo, S)) for photo in photos]).to(cfg.device)
-    known = [name for names, _ in sets for name in names]
-    for name in (source or []) + [part.removeprefix("not-") for t in target or [] for part in t.split("+")]:
-        if name not in known:
-            raise UserError(f"{name}: unknown label; this generator knows {', '.join(known)}")
     names, exclusive = sets[0]
+    hair = [k for k, name in enumerate(names) if exclusive or name in HAIR]
+    wanted = [(t, wish(t, sets)) for t in target or []]
+    for name in source or []:
+        if name not in names:
+            raise UserError(f"--source {name}: unknown label; expected some of {', '.join(names)}")
+    if source is not None and sum(names[k] in source for k in hair) > 1:
+        raise UserError(f"--source {' '.join(source)}: only one of {', '.join(names[k] for k in hair)} can hold")
     with torch.no_grad():
         if source is not None:
             label = torch.tensor([[float(name in source) for name in names]] * len(x), device=cfg.device)
@@ -978,7 +1056,6 @@ def infer(cfg, files, target, source, out):
             raise UserError("there is no discriminator beside these weights to read what the photo shows; give --source, e.g. --source " + " ".join(names[-2:]))
         else:                                                          # D_cls learned from real pictures what they show
             logits = D(x)[1][:, :len(names)]
-            hair = [k for k, name in enumerate(names) if exclusive or name in HAIR]
             label = (logits > 0).float()
             if hair:
                 label[:, hair] = F.one_hot(logits[:, hair].argmax(1), len(hair)).to(label)
@@ -986,11 +1063,11 @@ def infer(cfg, files, target, source, out):
             shown = " ".join(n for n, v in zip(names, row, strict=True) if v) or "none of the labels"
             print(f"{file}: {'given' if source is not None else 'read by D'} as {shown}")
         columns = {"input": x}
+        blank = [label] + [torch.zeros(len(x), len(own), device=x.device) for own, _ in sets[1:]]
         if target:
-            wanted = [(t, *wish(t, label, sets)) for t in target]
+            wanted = [(t, change(blank[d].clone()), d) for t, (change, d) in wanted]
         else:
-            wanted = [(name, w, d) for d, (own, e) in enumerate(sets)
-                      for name, w, _ in targets(label if d == 0 else torch.zeros(len(x), len(own), device=x.device), own, e)]
+            wanted = [(name, w, d) for d, (own, e) in enumerate(sets) for name, w, _ in targets(blank[d], own, e)]
         for name, w, d in wanted:
             columns[name] = G(x, unified_label(w, d, sizes))
         columns["back"] = G(columns[wanted[0][0]], unified_label(label, 0, sizes))
@@ -1001,21 +1078,31 @@ def infer(cfg, files, target, source, out):
     print(path)
 
 
-def wish(text, label, sets):
-    """"Blond_Hair+not-Young" -> (label wanted, data set). A hair colour or a class clears its rivals. label: [B, n_1], of the first set."""
-    parts = text.split("+")
-    homes = {d for part in parts for d, (names, _) in enumerate(sets) if part.removeprefix("not-") in names}
+def wish(text, sets):
+    """"Blond_Hair+not-Young" -> (function that puts this into a label [B, n_d], d). Setting a hair colour or a class clears its rivals."""
+    parts, known = text.split("+"), [name for names, _ in sets for name in names]
+    names_asked = [part.removeprefix("not-") for part in parts]
+    for name in names_asked:
+        if name not in known:
+            raise UserError(f"--target {name}: unknown label; this generator knows {', '.join(known)}")
+    homes = {d for name in names_asked for d, (names, _) in enumerate(sets) if name in names}
     if len(homes) > 1:
         raise UserError(f"--target {text}: labels of two data sets cannot be asked for at once; apply one to the result of the other")
     d = homes.pop()
     names, exclusive = sets[d]
-    wanted = label.clone() if d == 0 else torch.zeros(len(label), len(names), device=label.device)
-    for part in parts:
-        name, on = part.removeprefix("not-"), not part.startswith("not-")
-        rivals = [k for k, other in enumerate(names) if exclusive or (name in HAIR and other in HAIR)] if on else []
-        wanted[:, rivals] = 0.
-        wanted[:, names.index(name)] = float(on)
-    return wanted, d
+    if exclusive and (len(parts) > 1 or parts != names_asked):
+        raise UserError(f"--target {text}: a picture has exactly one of {', '.join(names)}; ask for one of them")
+    if sum(part in HAIR for part in parts) > 1:
+        raise UserError(f"--target {text}: a face has one hair colour; ask for one of them")
+
+    def change(label):
+        for part, name in zip(parts, names_asked, strict=True):
+            rivals = [k for k, other in enumerate(names) if exclusive or (name in HAIR and other in HAIR)] if part == name else []
+            label[:, rivals] = 0.
+            label[:, names.index(name)] = float(part == name)
+        return label
+
+    return change, d
 
 
 if __name__ == "__main__":

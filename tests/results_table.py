@@ -10,11 +10,10 @@ def table():
     lines = ["| paper | claim, measured on toy faces | without | with | verdict | how |", "|---|---|---|---|---|---|"]
     for path in sorted((ROOT / "notebooks" / "results").glob("*.json")):
         r = json.loads(path.read_text())
-        if "claim" not in r:
-            continue
-        claim = r["claim"]
-        lines.append(f"| [{path.stem}](notebooks/results/{path.name}) | {claim['what']} | {claim['without']} | {claim['with']} | {r['verdict']} | "
-                     f"`{r['command']}`, seeds {', '.join(map(str, r['seeds']))}, {r['hardware']}, commit {r['commit']} |")
+        for claim in r["claims"]:
+            verdict = claim.get("verdict", r["verdict"])
+            lines.append(f"| [{path.stem}](notebooks/results/{path.name}) | {claim['what']} | {claim['without']} | {claim['with']} | {verdict} | "
+                         f"`{r['command']}`, seeds {', '.join(map(str, r['seeds']))}, {r['hardware']}, commit {r['commit']} |")
     return "\n".join(lines) + "\n"
 
 

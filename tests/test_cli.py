@@ -10,6 +10,7 @@ import torch
 
 import common
 import gannotation
+import test_stargan
 import toyfaces
 from test_gannotation import TINY, photo_folder
 
@@ -35,9 +36,9 @@ def call(monkeypatch, capsys, tmp_path, cache):
     return run
 
 
-def tiny_flags():
+def tiny_flags(settings=TINY):
     flags = []
-    for name, value in TINY.items():
+    for name, value in settings.items():
         name = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(name if value else name.replace("--", "--no-"))
@@ -106,6 +107,46 @@ def test_modes_combine_and_files_appear(call, tmp_path):
     assert result["command"].startswith("python gannotation.py --train") and result["hardware"] and result["rows"]["pass 5"]["SSIM"] <= 1
     lines = common.read_jsonl(run / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4] and all(line["health"] in ("ok", "copying", "ignores-target", "D-won") for line in lines)
+
+
+def test_stargan_trains_evaluates_infers_and_benches(call, tmp_path, monkeypatch):
+    test_stargan.quick(monkeypatch)
+    flags = tiny_flags(test_stargan.TINY)
+    code, out, err = call("--train", "--evaluate", "--infer", test_stargan.photo(tmp_path), "--target", "Blond_Hair", "--target", "not-Young",
+                          "--toy", "both", *flags, *call.cache, paper="stargan")
+    assert code == 0, err
+    run = tmp_path / "runs" / "stargan"
+    for name in ("config.json", "last.pt", "metrics.jsonl", "losses.png", "evaluation.json", "inferred/me.png", "samples/0000004.png"):
+        assert (run / name).exists(), name
+    assert "across: happy" in out and "the true pictures" in out
+    code, out, err = call("--bench", *flags, *call.cache, paper="stargan")
+    assert code == 0 and "ms per step" in out and "G " in out, err
+
+
+def test_stargan_takes_two_data_folders(call, tmp_path):
+    first, second = test_stargan.celeba(tmp_path / "c")[0], test_stargan.classes(tmp_path / "r")
+    code, out, err = call("--check", "--train", "--data", str(first), "--data", str(second), *tiny_flags(test_stargan.TINY), *call.cache, paper="stargan")
+    assert code == 0, err
+    assert "Blond_Hair (" in out and "angry (" in out and "train/" in out and f"{first} and {second}" in out
+    code, _, err = call("--train", "--data", str(first), "--data", "nowhere", *call.cache, paper="stargan")
+    assert code == 2 and err == "error: --data nowhere: no such folder\n"
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--train", "--n-critic", "0"], "--n-critic 0: expected at least 1"),
+    (["--train", "--image-size", "50"], "--image-size 50: expected a multiple of 32"),
+    (["--train", "--attributes", "Black_Hair", "Fat"], "--attributes Fat: toy faces have"),
+    (["--train", "--classes", "happy", "bored", "--toy", "expressions"], "--classes bored"),
+    (["--train", "--betas", "2", ".9"], "expected two numbers"),
+    (["--ablate", "--part", "everything"], "everything"),
+    (["--ablate", "--data", "."], "only toy faces have"),
+    (["--infer", "nothing.png"], "nothing.png: no such file"),
+    (["--evaluate", "--weights", "nothing.pt"], "nothing.pt"),
+])
+def test_stargan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
+    code, _, err = call(*argv, "--people", "2", "--device", "cpu", *call.cache, paper="stargan")
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert not list(tmp_path.glob("runs/*/last.pt"))
 
 
 def test_weights_of_the_authors_and_of_others(call, tmp_path):

@@ -127,10 +127,10 @@ def test_loss_triple_compares_two_routes_and_reaches_both():
     assert G.k.grad.item() == pytest.approx(.3)                                               # (.3 + .2) - .2: both routes count
 
 
-def test_loss_mask_is_the_share_that_is_repainted():
-    M = torch.ones(2, 1, 4, 4)
+def test_loss_mask_is_the_share_that_is_copied():
+    M = torch.zeros(2, 1, 4, 4)
     assert star.loss_mask(M) == 0
-    M[0, 0, :2] = 0
+    M[0, 0, :2] = 1
     assert star.loss_mask(M).item() == pytest.approx(.25)
 
 
@@ -166,13 +166,16 @@ def test_targets_of_classes_are_one_hot():
     assert columns[1][2].tolist() == [True, False, True]
 
 
-def test_training_targets_are_labels_that_occur(tiny, monkeypatch):
-    asked = []
-    forward = Generator.forward
+def test_training_targets_are_the_batch_own_labels_in_another_order(tiny, monkeypatch):
+    asked, given = [], []
+    forward, sample = Generator.forward, star.Faces.sample
     monkeypatch.setattr(Generator, "forward", lambda self, x, c, with_mask=False: asked.append(c) or forward(self, x, c, with_mask))
-    star.train(tiny)
-    hair = torch.cat(asked)[:, :3].sum(1)
-    assert hair.max() <= 1 and len(asked) > 4
+    monkeypatch.setattr(star.Faces, "sample", lambda self, n: given.append(sample(self, n)) or given[-1])
+    monkeypatch.setattr(star, "report", lambda *_: {})
+    monkeypatch.setattr(star, "sample_grid", lambda *_: Image.new("RGB", (1, 1)))
+    star.train(dataclasses.replace(tiny, steps=3, n_critic=10))
+    for c, [(_, label)] in zip(asked, given, strict=True):                                     # one pass of G a step of D
+        assert sorted(c.tolist()) == sorted(label.tolist()) and c[:, :3].sum(1).max() <= 1
 
 
 def test_counterfactual_changes_what_it_says_where_it_says():
@@ -183,12 +186,22 @@ def test_counterfactual_changes_what_it_says_where_it_says():
     assert (star.counterfactual(faces, "Blond_Hair", on).hair == 1).all() and (star.counterfactual(faces, "happy", on).smile == 1).all()
 
 
+SETS = [(("Black_Hair", "Blond_Hair", "Brown_Hair", "Beard", "Young"), False), (("angry", "happy"), True)]
+
+
 @pytest.mark.parametrize("text, row, d", [("Blond_Hair", [0, 1, 0, 0, 1], 0), ("not-Young", [1, 0, 0, 0, 0], 0), ("Brown_Hair+Beard", [0, 0, 1, 1, 1], 0),
-                                          ("happy", [0, 1], 1)])
+                                          ("not-Black_Hair", [0, 0, 0, 0, 1], 0), ("happy", [0, 1], 1)])
 def test_wishes(text, row, d):
-    sets = [(("Black_Hair", "Blond_Hair", "Brown_Hair", "Beard", "Young"), False), (("angry", "happy"), True)]
-    wanted, home = star.wish(text, torch.tensor([[1., 0., 0., 0., 1.]]), sets)
-    assert wanted.tolist() == [row] and home == d
+    change, home = star.wish(text, SETS)
+    assert change(torch.tensor([[1., 0., 0., 0., 1.]]) if d == 0 else torch.zeros(1, 2)).tolist() == [row] and home == d
+
+
+@pytest.mark.parametrize("text, message", [("Green_Hair", "knows Black_Hair"), ("happy+Young", "labels of two data sets"),
+                                           ("not-happy", "exactly one of angry, happy"),
+                                           ("angry+happy", "exactly one"), ("Blond_Hair+Brown_Hair", "one hair colour")])
+def test_impossible_wishes(text, message):
+    with pytest.raises(UserError, match=message):
+        star.wish(text, SETS)
 
 
 # ---------------------------------------------------------------------------------------------------- networks
@@ -250,7 +263,7 @@ def authors_names(G, D):
 def test_authors_key_names_are_mapped():
     G, D = Generator(5, 4, 2), Discriminator(5, 64, 4, 4)
     theirs_G, theirs_D = authors_names(G, D)
-    assert {"main.9.weight", "main.0.weight"} <= theirs_G.keys() | {"main.9.weight"} and "main.9.main.0.weight" in theirs_G and "conv2.weight" in theirs_D
+    assert {"main.0.weight", "main.9.main.0.weight"} <= theirs_G.keys() and {"main.0.bias", "conv1.weight", "conv2.weight"} <= theirs_D.keys()
     common.load_weights(Generator(5, 4, 2), star.authors_G(theirs_G), "theirs")
     common.load_weights(Discriminator(5, 64, 4, 4), star.authors_D(theirs_D), "theirs")
 
@@ -309,7 +322,8 @@ def celeba(root, n=40, folder="img_align_celeba", csv=False):
     rng, rows = np.random.default_rng(0), []
     for k in range(n):
         picture(root / folder / f"{k + 1:06d}.jpg", colour=tuple(int(v) for v in rng.integers(0, 255, 3)))
-        rows.append([f"{k + 1:06d}.jpg", *(str(v) for v in rng.choice([-1, 1], len(NAMES)))])
+        hair = rng.permutation([1, -1, -1])
+        rows.append([f"{k + 1:06d}.jpg", "-1", *map(str, hair), *(str(v) for v in rng.choice([-1, 1], 2))])
     if csv:
         (root / "list_attr_celeba.csv").write_text("\n".join(",".join(row) for row in [["image_id", *NAMES], *rows]))
     else:
@@ -338,6 +352,16 @@ def test_celeba_partition_file(tiny, tmp_path):
     (root / "list_eval_partition.txt").write_text("\n".join(f"{name} {0 if k < 25 else 1 if k < 30 else 2}" for k, name in enumerate(rows)))
     found = star.scan(cfg)
     assert len(found["images"]) == 35 and sum(found["test"]) == 10
+
+
+def test_pictures_with_two_hair_colours_are_left_out(tiny, tmp_path):
+    root, _ = celeba(tmp_path / "c")
+    path = root / "list_attr_celeba.txt"
+    lines = path.read_text().splitlines()
+    lines[2] = lines[2].split()[0] + " -1 1 1 -1 1 1"
+    path.write_text("\n".join(lines))
+    found = star.scan(dataclasses.replace(tiny, data=(str(root),)))
+    assert len(found["images"]) == 39 and all(sum(label[:3]) == 1 for label in found["labels"])
 
 
 def test_the_authors_split(tiny, tmp_path):
@@ -388,7 +412,8 @@ def test_rafds_own_names(tiny, tmp_path):
     (lambda rows, pictures: (pictures / "000005.jpg").unlink(), "000005.jpg is not among"),
     (lambda rows, pictures: (pictures / "000006.jpg").write_bytes((pictures / "000006.jpg").read_bytes()[:200]), "000006.jpg: not a readable"),
     (lambda rows, pictures: pictures.rename(pictures.parent / "elsewhere"), "expected them in"),
-    (lambda rows, pictures: rows.unlink(), "only one class"),
+    (lambda rows, pictures: rows.unlink(), "only one folder of pictures.*list_attr_celeba.txt"),
+    (lambda rows, pictures: rows.write_bytes(b"\xff\xfe\x00" * 50), "--attributes Black_Hair"),
 ])
 def test_spoilt_data_gives_one_error_before_anything_is_written(tiny, tmp_path, spoil, message):
     root, _ = celeba(tmp_path / "c")
@@ -411,7 +436,11 @@ def test_two_real_sets_train_jointly_and_are_evaluated(tiny, tmp_path):
     G = star.train(cfg)
     assert G.main[0].in_channels == 3 + 5 + 3 + 2
     result = star.evaluate(cfg)
-    assert {"Blond_Hair", "happy", "across: angry", "across: all targets"} <= result["rows"].keys() and "back" in result["rows"]["happy"]
+    assert {"Blond_Hair", "happy", "across: angry", "across: all targets (angry happy ...)"} <= result["rows"].keys() and "back" in result["rows"]["happy"]
+    with pytest.raises(UserError, match="trained on 2 data sets.*in the same order"):
+        star.evaluate(dataclasses.replace(cfg, data=cfg.data[:1]))
+    with pytest.raises(UserError, match="both have the label"):
+        star.make_data(dataclasses.replace(cfg, data=cfg.data[:1] * 2))
     with pytest.raises(UserError, match="given 3 times"):
         star.make_data(dataclasses.replace(cfg, data=cfg.data + cfg.data[:1]))
 
@@ -443,11 +472,13 @@ def test_Ds_class_head_learns_from_real_pictures_only(tiny, monkeypatch):
     forward = Generator.forward
     for k in (1., -1.):
         monkeypatch.setattr(Generator, "forward", lambda self, x, c, with_mask=False, k=k: forward(self, x, c) * 0 + k)
-        cfg = dataclasses.replace(tiny, lambda_gp=0., steps=1, run=f"{tiny.run}{k}")
+        cfg = dataclasses.replace(tiny, lambda_gp=0., stop_after=1, run=f"{tiny.run}{k}")
         star.train(cfg)
         saved = common.load_checkpoint(Path(cfg.run) / "last.pt")["nets"]["D"]
         heads.append((saved["cls.weight"], saved["head.weight"]))
-    assert torch.equal(heads[0][0], heads[1][0]) and not torch.equal(heads[0][1], heads[1][1])
+    monkeypatch.undo()
+    start = Discriminator(5, 32, 4, 3).state_dict()["cls.weight"]
+    assert heads[0][0].shape == start.shape and torch.equal(heads[0][0], heads[1][0]) and not torch.equal(heads[0][1], heads[1][1])
 
 
 def test_n_critic_counts_steps_of_D(tiny, monkeypatch):
@@ -505,7 +536,7 @@ def test_health_words(tiny):
     planes = torch.arange(1., names + 1) / 10
 
     def word(G, D=D, gp=gp):
-        return star.report(G, D, data, tiny, gp)["health"]
+        return star.report(G, D, data, tiny, {"L_gp": gp})["health"]
     good = lambda x, c: x + (c @ planes)[:, None, None, None]                                  # noqa: E731
     assert word(lambda x, c: x) == "copying"
     assert word(lambda x, c: -x) == "label-ignored"
@@ -523,9 +554,40 @@ def test_evaluate_of_a_copy_is_as_bad_as_copying(tiny, monkeypatch):
     star.train(dataclasses.replace(tiny, steps=1))
     monkeypatch.setattr(Generator, "forward", lambda self, x, c: x)
     result = star.evaluate(tiny)
-    assert result["rows"]["all targets"] == pytest.approx(result["rows"]["copy the input"])
-    assert result["values"]["L1 outside"] == 0 and result["values"]["identity"] == pytest.approx(1) and result["values"]["truth L1"] == 0
-    assert {"Blond_Hair", "Young", "the true pictures"} <= result["rows"].keys() and (Path(tiny.run) / "evaluation.json").exists()
+    rows = result["rows"]
+    assert rows["all targets"] == pytest.approx(rows["copy the input"]) and rows["the true pictures"]["L1"] == 0
+    assert rows["all targets"]["L1 outside"] == 0 and rows["all targets"]["identity"] == pytest.approx(1)
+    assert {"Blond_Hair", "Young"} <= rows.keys() and (Path(tiny.run) / "evaluation.json").exists()
+
+
+def test_measure_with_the_wrong_mask_flips_the_mask_and_nothing_else(tiny):
+    data, seen = star.make_data(dataclasses.replace(tiny, toy="both"), test=True), []
+    jury = (lambda x: x.mean((2, 3)), 1.), [(lambda x: x.mean((2, 3)), ("a",), 0.), (lambda x: x.mean((2, 3)).repeat(1, 3), star.EXPRESSIONS, 0.)]
+
+    def G(x, c):
+        seen.append(c)
+        return x
+    right = star.measure(tiny, G, data, jury, 0, 1)
+    wrong = star.measure(tiny, G, data, jury, 0, 1, wrong_mask=True)
+    half = len(seen) // 2
+    for a, b in zip(seen[:half], seen[half:], strict=True):
+        assert torch.equal(a[:, :13], b[:, :13]) and a[0, 13:].tolist() == [0, 1] and b[0, 13:].tolist() == [1, 0]
+    assert right == wrong and set(right["truth"]) == set(star.EXPRESSIONS)
+
+
+def test_a_pair_is_read_by_the_reader_of_all_expressions(tiny):
+    cfg = dataclasses.replace(tiny, toy="expressions", classes=("neutral", "happy"))
+    data = star.make_data(cfg, test=True)
+    _, names, _ = star.classifier(cfg, data, 0)
+    assert names == star.EXPRESSIONS and data.sets[0].names == ("happy", "neutral")
+
+    def always(name):
+        def reader(x):
+            return torch.eye(8)[[star.EXPRESSIONS.index(name)] * len(x)]
+        return reader
+    for name, error in (("happy", 0.), ("sad", 1.)):
+        found = star.measure(cfg, lambda x, c: x, data, ((lambda x: x.mean((2, 3)), 1.), [(always(name), names, 0.)]), 0, 0)
+        assert found["G"].keys() == {"happy"} and found["G"]["happy"]["error"] == error             # from neutral, to the other
 
 
 def test_the_classifier_learns(tiny, monkeypatch):
@@ -533,15 +595,17 @@ def test_the_classifier_learns(tiny, monkeypatch):
     monkeypatch.setattr(star, "CLASSIFIER_PEOPLE", {"attributes": 200})
     monkeypatch.setattr(star, "TEST_PEOPLE", {"attributes": 60})
     cfg = dataclasses.replace(tiny, attributes=("Black_Hair", "Blond_Hair"))
-    net, error = star.classifier(cfg, 0, star.make_data(cfg, test=True).sets[0])
-    assert error < .25 and not net.training                                                   # a third have each colour
-    assert star.classifier(cfg, 0, star.make_data(cfg, test=True).sets[0])[1] == error          # from the cache
+    net, names, error = star.classifier(cfg, star.make_data(cfg, test=True), 0)
+    assert error < .25 and not net.training and names == cfg.attributes                       # a third have each colour
+    assert star.classifier(cfg, star.make_data(cfg, test=True), 0)[2] == error                  # from the cache
 
 
-def test_progressive_of_a_perfect_painter_has_no_error(tiny, monkeypatch):
-    data = star.make_data(tiny, test=True)
-    assert star.progressive(tiny, lambda x, c: x, [])["excess"] == pytest.approx(0., abs=1e-7)
-    assert len(data) == 8
+def test_progressive_compares_with_the_true_person(tiny, monkeypatch):
+    """A generator that paints the truth of one label has no direct error where only that label changed."""
+    data = star.make_data(dataclasses.replace(tiny, attributes=("Beard",)), test=True)
+    found = star.progressive(tiny, lambda x, c: x, data, passes=2)                             # there and back: the person as before
+    assert found["direct"] == pytest.approx(0, abs=.01) and found["excess"] == pytest.approx(0, abs=1e-7)
+    assert star.progressive(tiny, lambda x, c: x, data, passes=1)["direct"] > .003
 
 
 def photo(folder, name="me.png", mode="RGB", size=(90, 70)):
@@ -559,21 +623,27 @@ def test_infer_on_any_photo(tiny, tmp_path, capsys):
         assert "90 x 70, central square of 70 px" in out and "read by D as" in out
     star.infer(tiny, [photo(tmp_path)], None, ["Black_Hair", "Young"], str(tmp_path / "out"))
     assert "given as Black_Hair Young" in capsys.readouterr().out
-    with pytest.raises(UserError, match="Green_Hair: unknown label; this generator knows Black_Hair"):
-        star.infer(tiny, [photo(tmp_path)], ["Green_Hair"], None, str(tmp_path / "out"))
+    star.infer(tiny, [photo(tmp_path)], None, [], str(tmp_path / "out"))
+    assert "none of the labels" in capsys.readouterr().out
+    for source, message in ((["Green_Hair"], "--source Green_Hair: unknown"), (["Black_Hair", "Blond_Hair"], "only one of")):
+        with pytest.raises(UserError, match=message):
+            star.infer(tiny, [photo(tmp_path)], None, source, str(tmp_path / "out"))
 
 
-def test_infer_with_the_authors_weights(tiny, tmp_path, capsys):
-    G, D = Generator(5, 4, 2), Discriminator(5)
-    theirs_G, theirs_D = authors_names(G, D)
+@pytest.mark.parametrize("size, width", [(128, 8), (256, 4)])
+def test_infer_with_the_authors_weights(tiny, tmp_path, capsys, size, width):
+    theirs_G, theirs_D = authors_names(Generator(5, 4, 2), Discriminator(5, size, width))
     torch.save(theirs_G, tmp_path / "200000-G.ckpt")
-    cfg = dataclasses.replace(tiny, weights=str(tmp_path / "200000-G.ckpt"))
+    cfg = dataclasses.replace(tiny, attributes=Config.attributes, weights=str(tmp_path / "200000-G.ckpt"))
     with pytest.raises(UserError, match="give --source"):
         star.infer(cfg, [photo(tmp_path)], None, None, str(tmp_path / "out"))
     star.infer(cfg, [photo(tmp_path)], None, ["Male"], str(tmp_path / "out"))
     torch.save(theirs_D, tmp_path / "200000-D.ckpt")
     star.infer(cfg, [photo(tmp_path)], ["Blond_Hair"], None, str(tmp_path / "out"))
-    assert "read by D as" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "read by D as" in out and f"resized to {size}" in out
+    with pytest.raises(UserError, match="a generator of 5 labels; give their names"):
+        star.infer(dataclasses.replace(cfg, attributes=("Male",)), [photo(tmp_path)], None, None, str(tmp_path / "out"))
 
 
 def test_ablate_runs_every_part_and_judges(tiny, monkeypatch, capsys):
@@ -582,20 +652,18 @@ def test_ablate_runs_every_part_and_judges(tiny, monkeypatch, capsys):
     monkeypatch.setattr(star, "OTHERS", ("happy", "sad"))
     monkeypatch.setattr(star, "PARTS", star.PARTS | {"pairwise": {k: v for k, v in star.PARTS["pairwise"].items() if k in
                                                                   ("expressions alone", "pair neutral-happy", "pair neutral-sad")}})
-    numbers, kinds = np.random.default_rng(0), ("error", "others", "L1", "identity", "L1 outside", "across: error", "across: L1", "direct", "pass 5", "excess")
-
-    def summary(*_, **__):
-        return [{kind: numbers.random() for kind in kinds}] * 3
-    monkeypatch.setattr(star, "measure", summary)
-    monkeypatch.setattr(star, "classifier", lambda *_: None)
-    monkeypatch.setattr(star, "across", lambda *_: {"error": numbers.random(), "L1": numbers.random()})
-    monkeypatch.setattr(star, "progressive", lambda *_: summary()[0])
-    tiny = dataclasses.replace(tiny, log_every=4, save_every=4, sample_every=4)
+    reader = lambda x: x.mean((2, 3)).repeat(1, 3)[:, :8]                                       # noqa: E731
+    readers = {"attributes": (lambda x: reader(x)[:, :5], Config.attributes, .5), "expressions": (reader, star.EXPRESSIONS, .5)}
+    monkeypatch.setattr(star, "judges", lambda cfg, data: ((lambda x: x.mean((2, 3)), 1.), [readers[kind] for kind in star.toy_kinds(cfg)]))
+    monkeypatch.setattr(common.Run, "plot", lambda self: None)
+    tiny = dataclasses.replace(tiny, toy="both", log_every=4, save_every=4, sample_every=4)     # what --toy says does not matter
     star.ablate(tiny)
     result = common.json.loads((Path(tiny.run) / "ablation.json").read_text())
-    assert result["verdict"] in ("reproduced", "partly reproduced", "not reproduced") and len(result["claims"]) == 3 and len(result["criteria"]) == 7
-    assert {"joint, wrong mask, mean", "one for each pair, std", "without reconstruction, mean", "with triple, five edits, mean"} <= result["rows"].keys()
+    assert result["verdict"] in ("reproduced", "partly reproduced", "not reproduced") and len(result["claims"]) == 5 and len(result["criteria"]) == 10
+    assert {"across: joint, wrong mask, mean", "one for each of seven pairs, std", "without reconstruction, mean",
+            "five edits, with triple, mean"} <= result["rows"].keys()
     star.ablate(dataclasses.replace(tiny, part="joint"))                                      # all done: only measured again
-    assert len(common.json.loads((Path(tiny.run) / "ablation.json").read_text())["claims"]) == 1
+    again = common.json.loads((Path(tiny.run) / "ablation_joint.json").read_text())
+    assert len(again["claims"]) == 1 and again["rows"].items() <= result["rows"].items() and (Path(tiny.run) / "ablation.png").exists()
     with pytest.raises(UserError, match="was trained for 4 steps, now 6"):
         star.ablate(dataclasses.replace(tiny, part="joint", steps=6))
