@@ -503,6 +503,7 @@ def test_learning_rate_ends_at_zero(tiny):
 
 @pytest.mark.parametrize("change", [{}, {"toy": "both"}, {"lambda_triple": 10., "attention_mask": True}, {"toy": "expressions", "amp": True}])
 def test_n_plus_n_steps_are_2n_steps(tiny, tmp_path, change):
+    tiny = dataclasses.replace(tiny, log_every=4, sample_every=4)
     whole = star.train(dataclasses.replace(tiny, run=str(tmp_path / "a"), **change)).state_dict()
     cfg = dataclasses.replace(tiny, run=str(tmp_path / "b"), **change)
     star.train(dataclasses.replace(cfg, stop_after=2))
