@@ -108,7 +108,7 @@ class Config(common.Settings):
 SMALL = dict(
     image_size=64, width=16, d_widths=(32, 64, 128, 128), batch_size=8, people=500, frames=10, pose=.6,
     lambda_adv=.1, lambda_pix=100., lambda_self=30., perceptual="recogniser",
-    steps=11_000, lr=1e-3, warm_up=.5, ramp=.1, decay_from=.5,
+    steps=6500, lr=1e-3, warm_up=.69, ramp=.1, decay_from=.8,
 )
 INFER_FLAGS = {
     "--drive": dict(default="sweep", metavar="FILE", help="landmarks to follow: .pts, or rows of x1 y1 ... x66 y66; default: a toy sweep"),
