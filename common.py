@@ -313,6 +313,15 @@ def draw_points(points, size):
     return (heatmaps(points, size, .6 * size / 64).amax(1, keepdim=True) * 2 - 1).expand(-1, 3, -1, -1)
 
 
+def figure(width, height):
+    """An empty matplotlib figure, inches, that needs no display. (Imported here: matplotlib takes its time.)"""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    empty = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(empty)
+    return empty
+
+
 def write_gif(frames, path, ms=80):
     """frames: list of PIL images of one size."""
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=ms, loop=0)
@@ -695,17 +704,14 @@ class Run:
         lines = read_jsonl(self.folder / "metrics.jsonl")
         if len(lines) < 2:
             return
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
         names = [k for k in lines[-1] if k not in ("step", "health", "seconds")]
-        figure = Figure(figsize=(3.2 * min(4, len(names)), 2.2 * math.ceil(len(names) / 4)), layout="constrained")
-        FigureCanvasAgg(figure)
+        plot = figure(3.2 * min(4, len(names)), 2.2 * math.ceil(len(names) / 4))
         for k, name in enumerate(names):
-            ax = figure.add_subplot(math.ceil(len(names) / 4), min(4, len(names)), k + 1)
+            ax = plot.add_subplot(math.ceil(len(names) / 4), min(4, len(names)), k + 1)
             ax.plot([line["step"] for line in lines], [line.get(name) if line.get(name) is not None else math.nan for line in lines], lw=.8)
             ax.set_title(name, fontsize=9)
             ax.tick_params(labelsize=7)
-        figure.savefig(self.folder / "losses.png", dpi=90)
+        plot.savefig(self.folder / "losses.png", dpi=90)
 
     # ---- --bench
 

@@ -872,10 +872,7 @@ def ablate(cfg):
 
 def draw_ablation(result, path):
     """Error after each progressive pass, with and without the triple loss: one line a seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = common.figure(5, 3.2)
     ax = figure.add_subplot()
     for name, colour in (("without triple", "tab:red"), ("with triple", "tab:blue")):
         for k, line in enumerate(result["passes"][name]):

@@ -173,9 +173,12 @@ class Faces:
         return batches
 
 
-def toy_set(cfg, kind, count, seed):
-    """"attributes": `count` people anywhere, one picture each, any expression and light. "expressions": `count` people in a
-    studio, frontal, grey wall, the eight expressions. Neither knows the other's labels."""
+def toy_people(cfg, kind, count, seed):
+    """Who is in a toy set: (names of the labels, faces, labels).
+
+    "attributes": `count` people anywhere, one picture each, any expression and light. "expressions": `count` people in a
+    studio, frontal, grey wall, the eight expressions. Neither knows the other's labels.
+    """
     if kind == "attributes":
         faces = toyfaces.sample(count, seed, cfg.device, pose=cfg.pose)
         age = faces.age
@@ -195,8 +198,13 @@ def toy_set(cfg, kind, count, seed):
         shows = [people.express(name) for name in names]
         shows = [f.set(**{k: getattr(neutral, k) + strength * (getattr(f, k) - getattr(neutral, k)) for k in toyfaces.EXPRESSION}) for f in shows]
         faces, labels = toyfaces.cat(shows), torch.eye(len(names)).repeat_interleave(count, 0)
-    bank = common.toy_bank(cfg, faces, cfg.image_size)
-    return LabelSet(names, kind == "expressions", bank, labels.cpu(), faces)
+    return names, faces, labels.cpu()
+
+
+def toy_set(cfg, kind, count, seed):
+    """toy_people, drawn."""
+    names, faces, labels = toy_people(cfg, kind, count, seed)
+    return LabelSet(names, kind == "expressions", common.toy_bank(cfg, faces, cfg.image_size), labels, faces)
 
 
 def class_names(cfg, available):
@@ -340,6 +348,11 @@ def unified_label(label, d, sizes):
     return torch.cat(parts + [F.one_hot(torch.full((len(label),), d), len(sizes)).to(label)], 1)
 
 
+def rivals(name, names, exclusive):
+    """Indices of the labels of which at most one holds, `name` among them: all classes, the hair colours, or one attribute alone."""
+    return [k for k, other in enumerate(names) if other == name or exclusive or (name in HAIR and other in HAIR)]
+
+
 def targets(label, names, exclusive):
     """What to paint at test time: [(name, label wanted [B, n], whom it changes [B] bool), ...], one a column of the grid.
 
@@ -348,13 +361,9 @@ def targets(label, names, exclusive):
     """
     columns = []
     for k, name in enumerate(names):
-        wanted = torch.zeros_like(label) if exclusive else label.clone()
-        if exclusive or name in HAIR:
-            for other in range(len(names)):
-                if exclusive or names[other] in HAIR:
-                    wanted[:, other] = float(other == k)
-        else:
-            wanted[:, k] = 1 - wanted[:, k]
+        wanted = label.clone()
+        wanted[:, rivals(name, names, exclusive)] = 0.
+        wanted[:, k] = 1. if exclusive or name in HAIR else 1 - label[:, k]
         columns.append((name, wanted, (wanted != label).any(1)))
     return columns
 
@@ -444,7 +453,8 @@ def loss_gp(D, x_real, x_fake):
     """[(8)]  GP = E[(||grad D_src(x^)||_2 - 1)^2],   x^ = a x + (1 - a) G(x, c),   a ~ U(0, 1)
 
     One a and one norm a picture, over all its pixels. As in the authors' code the gradient is that of the *sum* of the
-    patch scores, while (8) takes their mean over the 4 patches at 128 px. Reaches D only. Weight: lambda_gp
+    patch scores, while the loss takes their mean: with P patches that mean is driven to be 1/P-Lipschitz. Reaches D only.
+    Weight: lambda_gp
     """
     return common.gradient_penalty(lambda x: D(x)[0], x_real, x_fake)
 
@@ -714,11 +724,11 @@ def classifier(cfg, data, d):
         key = source.key
     else:
         kind, steps = toy_kinds(cfg)[d], CLASSIFIER_STEPS
-        source = toy_set(dataclasses.replace(cfg, classes=()), kind, CLASSIFIER_PEOPLE[kind], CLASSIFIER_SEED)
+        names, faces, labels = toy_people(dataclasses.replace(cfg, classes=()), kind, CLASSIFIER_PEOPLE[kind], CLASSIFIER_SEED)
         if kind == "expressions":
-            wild = toy_set(cfg, "attributes", CLASSIFIER_PEOPLE[kind], CLASSIFIER_SEED).faces
-            faces = toyfaces.cat([source.faces] + [wild.express(name) for name in source.names])
-            source = LabelSet(source.names, True, common.toy_bank(cfg, faces, cfg.image_size), source.labels.repeat(2, 1), faces)
+            wild = toy_people(cfg, "attributes", CLASSIFIER_PEOPLE[kind], CLASSIFIER_SEED)[1]
+            faces, labels = toyfaces.cat([faces] + [wild.express(name) for name in names]), labels.repeat(2, 1)
+        source = LabelSet(names, kind == "expressions", common.toy_bank(cfg, faces, cfg.image_size), labels)
         key = common.hashlib.sha256(source.bank.cpu().numpy()).hexdigest()
     key = repr((key, source.labels.tolist(), source.names, cfg.image_size, steps, inspect.getsource(train_classifier)))
     path = Path(cfg.cache) / f"stargan-classifier-{common.hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
@@ -799,7 +809,7 @@ def measure(cfg, G, data, jury, source, d, wrong_mask=False):
                 else:
                     wrong = ((logits > 0) != (wanted > .5)).float()
                     values = {"error": wrong[:, k]}
-                    others = [j for j, other in enumerate(names) if j != k and not (name in HAIR and other in HAIR)]
+                    others = sorted(set(range(len(names))) - set(rivals(name, names, exclusive)))
                     if others:
                         values["others"] = wrong[:, others].mean(1)
                 if faces is not None:
@@ -943,7 +953,8 @@ def ablate(cfg):
         if last.exists() and (steps := common.load_checkpoint(last)["config"]["steps"]) != one.steps:
             raise UserError(f"{one.run} was trained for {steps} steps, now {one.steps}; give the same --steps, another --run folder, or --fresh")
     toy = "both" if set(parts) & {"joint", "pairwise"} else "attributes"
-    judges(dataclasses.replace(base, toy=toy), make_data(dataclasses.replace(base, toy=toy), test=True))       # before the processes, which would all make them
+    first = dataclasses.replace(base, toy=toy)
+    judges(first, make_data(first, test=True))                         # before the processes, which would all make them
     results = dict(zip(jobs, common.in_parallel(_ablation_run, list(jobs.values()), cfg.device), strict=True))
 
     def values(name, key):
@@ -1014,10 +1025,7 @@ def ablate(cfg):
 
 def draw_claims(claims, path):
     """One panel a claim: without and with, a dot for each seed, joined."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(2.6 * len(claims), 3), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = common.figure(2.6 * len(claims), 3)
     for k, one in enumerate(claims):
         ax = figure.add_subplot(1, len(claims), k + 1)
         for pair in zip(one["seeds without"], one["seeds with"], strict=True):
@@ -1097,8 +1105,8 @@ def wish(text, sets):
 
     def change(label):
         for part, name in zip(parts, names_asked, strict=True):
-            rivals = [k for k, other in enumerate(names) if exclusive or (name in HAIR and other in HAIR)] if part == name else []
-            label[:, rivals] = 0.
+            if part == name:
+                label[:, rivals(name, names, exclusive)] = 0.
             label[:, names.index(name)] = float(part == name)
         return label
 
