@@ -5,6 +5,7 @@
     landmarks       heatmaps, 68 and 66 points, mirror order, crop by box, .pts files
     image bank      every picture decoded once, drawn by index
     run             settings, checkpoints, exact resume, log, loss plot, signals, frozen nets, mixed precision
+    ablations       rows and claims over seeds
     command line    --train --evaluate --ablate --infer --explain --check --bench, the same for every paper
 """
 import argparse
@@ -21,6 +22,7 @@ import re
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -288,6 +290,16 @@ def to_uint8(x):
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def rgb_to_lab(x):
+    """sRGB pictures [B, 3, H, W] in [-1, 1] -> CIE Lab (D65): L in 0 ... 100, a and b roughly -110 ... 110."""
+    rgb = (x / 2 + .5).clamp(0, 1)
+    linear = torch.where(rgb > .04045, ((rgb + .055) / 1.055) ** 2.4, rgb / 12.92)
+    to_xyz = linear.new_tensor([[.4124564, .3575761, .1804375], [.2126729, .7151522, .0721750], [.0193339, .1191920, .9503041]])
+    X, Y, Z = (t / white for t, white in zip(torch.einsum("ij,bjhw->ibhw", to_xyz, linear), (.95047, 1., 1.08883), strict=True))
+    X, Y, Z = (torch.where(t > (6 / 29) ** 3, t.clamp(min=1e-9) ** (1 / 3), t * (29 / 6) ** 2 / 3 + 4 / 29) for t in (X, Y, Z))
+    return torch.stack([116 * Y - 16, 500 * (X - Y), 200 * (Y - Z)], 1)
+
+
 def grid(columns, titles=None, scale=1):
     """Pictures as a contact sheet. columns: list of [n, 3, S, S] in [-1, 1]; titles: one per column. Returns a PIL image."""
     columns = [to_uint8(column.cpu()) for column in columns]
@@ -400,17 +412,21 @@ def decoded_bank(cfg, paths, shape, decode, key=()):
     return (bank if len(good) == len(paths) else bank[good]), good
 
 
-def toy_bank(cfg, faces, size):
-    """Toy faces (a toyfaces.Face) drawn once: uint8 [n, 3, size, size]. Cached by the parameters of the faces and the file that draws them."""
+def toy_bank(cfg, faces, size, paint=None):
+    """Toy faces (a toyfaces.Face) drawn once: uint8 [n, 3, size, size]. Cached by the parameters of the faces and the code that draws them.
+
+    paint(faces, size) -> [b, 3, size, size] in [-1, 1]; None = toyfaces.render.
+    """
     import toyfaces
-    key = hashlib.sha256(Path(toyfaces.__file__).read_bytes())
+    paint = paint or toyfaces.render
+    key = hashlib.sha256(Path(toyfaces.__file__).read_bytes() + inspect.getsource(paint).encode())
     for field in dataclasses.fields(faces):
         key.update(getattr(faces, field.name).cpu().numpy().tobytes())
 
     def fill(array):
         say(f"drawing {len(faces)} toy faces (once) ...")
         for k in tqdm(range(0, len(faces), 64), "drawing", disable=not sys.stderr.isatty()):
-            array[k:k + 64] = to_uint8(toyfaces.render(faces[slice(k, k + 64)], size)).cpu().numpy()
+            array[k:k + 64] = to_uint8(paint(faces[slice(k, k + 64)], size)).cpu().numpy()
 
     return cached(cfg, ("toy faces", key.hexdigest()), (len(faces), 3, size, size), fill)
 
@@ -865,6 +881,68 @@ def _alone_on_a_core():
     _state["quiet"] = True
 
 
+# ==================================================================================================== ablations
+
+class Ablation:
+    """The trainings of an ablation, {(name, seed): cfg}, and what comes of them: rows and claims over the seeds.
+
+    run(function, device): results[name, seed] = function(cfg), a dict of numbers. row and claim: see there. write(...): the report.
+    """
+
+    def __init__(self, jobs):
+        self.jobs, self.seeds = jobs, tuple(dict.fromkeys(seed for _, seed in jobs))
+        self.rows, self.claims, self.criteria = {}, [], {}
+        for one in jobs.values():
+            last = Path(one.run) / "last.pt"
+            if last.exists() and (steps := load_checkpoint(last)["config"]["steps"]) != one.steps:
+                raise UserError(f"{one.run} was trained for {steps} steps, now {one.steps}; give the same --steps, another --run folder, or --fresh")
+
+    def run(self, function, device):
+        self.results = dict(zip(self.jobs, in_parallel(function, list(self.jobs.values()), device), strict=True))
+
+    def values(self, name, key):
+        """One number a seed."""
+        return np.array([self.results[name, seed][key] for seed in self.seeds])
+
+    def row(self, title, **columns):
+        """columns: arrays of one number a seed, shown as mean and standard deviation."""
+        for what, f in (("mean", np.mean), ("std", lambda v: np.std(v, ddof=1))):
+            self.rows[f"{title}, {what}"] = {column: float(f(v)) for column, v in columns.items()}
+
+    def claim(self, part, what, without, with_, percent=False, **criteria):
+        """without, with_: one number a seed; criteria: met or not, named by what they say."""
+        self.criteria |= {f"{part}: {k.replace('_', ' ')}": bool(v) for k, v in criteria.items()}
+        text = (lambda v: f"{100 * v.mean():.1f} ± {100 * v.std(ddof=1):.1f} %") if percent else (lambda v: f"{v.mean():.4f} ± {v.std(ddof=1):.4f}")
+        good = sum(map(bool, criteria.values()))
+        self.claims.append({"part": part, "what": what, "without": text(without), "with": text(with_),
+                            "seeds without": without.tolist(), "seeds with": with_.tolist(),
+                            "verdict": "reproduced" if good == len(criteria) else "partly reproduced" if good else "not reproduced"})
+
+    def write(self, cfg, path, **more):
+        """The report as `path` (.json), with a picture of the claims beside it (.png), and printed."""
+        verdicts = {c["verdict"] for c in self.claims}
+        result = {"command": command(), "commit": commit(), "hardware": hardware(cfg), "torch": torch.__version__, "seeds": self.seeds, "steps": cfg.steps,
+                  "seconds": sum(read_jsonl(Path(one.run) / "metrics.jsonl")[-1]["seconds"] for one in self.jobs.values()),
+                  "rows": self.rows, "criteria": self.criteria, "verdict": verdicts.pop() if len(verdicts) == 1 else "partly reproduced",
+                  "claims": self.claims, **more, "runs": {f"{name}, seed {seed}": values for (name, seed), values in self.results.items()}}
+        write_json(path, result)
+        draw_claims(self.claims, Path(path).with_suffix(".png"))
+        print(table(result))
+        print("; ".join(f"{k}: {'yes' if v else 'no'}" for k, v in self.criteria.items()))
+
+
+def draw_claims(claims, path):
+    """One panel a claim: without and with, a dot for each seed, joined."""
+    sheet = figure(2.6 * len(claims), 3)
+    for k, one in enumerate(claims):
+        ax = sheet.add_subplot(1, len(claims), k + 1)
+        for pair in zip(one["seeds without"], one["seeds with"], strict=True):
+            ax.plot([0, 1], pair, color="tab:blue", marker="o", lw=1)
+        ax.set(xticks=[0, 1], xticklabels=["without", "with"], xlim=(-.3, 1.3), ylim=(0, None))
+        ax.set_title(f"{one['part']}: " + textwrap.fill(one["what"], 34), fontsize=7)
+    sheet.savefig(path, dpi=110)
+
+
 # ================================================================================================== command line
 
 MODES = {
@@ -965,7 +1043,7 @@ def _main(paper, argv):
     cfg = paper.Config(**{**(paper.SMALL if scale == "small" else {}), **given})
     cfg.run = cfg.run or f"runs/{title}"
     for field in ("steps", "batch_size", "image_size", "log_every", "save_every", "sample_every"):
-        if getattr(cfg, field) < 1:
+        if given.get(field, 1) < 1:
             raise UserError(f"--{field.replace('_', '-')} {getattr(cfg, field)}: expected at least 1")
     for folder in data_folders(cfg):
         if not Path(folder).is_dir():

@@ -36,6 +36,8 @@ from PIL import Image
 REGIONS = ("background", "skin", "hair", "brows", "eyes", "lips", "inner mouth", "beard", "glasses", "clothes")
 ATTRIBUTES = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair", "Long_Hair", "Beard", "Eyeglasses", "Young",
               "Smiling", "Makeup")
+REGION_RGB = ((20, 24, 60), (240, 200, 170), (110, 70, 40), (60, 30, 20), (250, 250, 250), (200, 60, 80), (120, 0, 20), (90, 80, 60),
+              (0, 0, 0), (70, 130, 180))                                                         # how region_map paints REGIONS
 HAIR_RGB = ((.09, .08, .09), (.88, .70, .36), (.40, .23, .12), (.72, .72, .73))                 # in ATTRIBUTES' order
 
 # The eight expressions of RaFD, in alphabetical order. Units: 1 is as much as a cartoon can bear.
@@ -659,6 +661,11 @@ def regions(face, size=64):
     return torch.cat(out)
 
 
+def region_map(face, size=64):
+    """regions, painted in REGION_RGB: [B, 3, size, size] in [-1, 1]."""
+    return torch.tensor(REGION_RGB, device=face.yaw.device)[regions(face, size)].permute(0, 3, 1, 2) / 127.5 - 1
+
+
 @torch.no_grad()
 def sketch(face, size=64, exaggeration=1.5, seed=0):
     """A pencil drawing: [B, 1, size, size] in [-1, 1]. An artist exaggerates: the drawing's geometry is a caricature.
@@ -693,7 +700,8 @@ JUDGE_PEOPLE, JUDGE_FRAMES, JUDGE_STEPS = 400, 10, 700
 
 
 class Judge(nn.Module):
-    """A small network that measures pictures: "identity" gives a unit vector [B, 128], "landmarks" gives [B, 68, 2] pixels.
+    """A small network that measures pictures: "identity" gives a unit vector [B, 128], "landmarks" [B, 68, 2] pixels, "regions"
+    logits [B, 10, S, S] over REGIONS.
 
     Input [B, 3, S, S] in [-1, 1], any S. `features(x)` returns the four feature maps (for losses that compare features).
     Judges are trained on renders of people of their own, never those of a paper's training or test set.
@@ -706,6 +714,11 @@ class Judge(nn.Module):
                                    for a, b in zip(widths, widths[1:], strict=False))
         self.fc = nn.Linear(16 * widths[-1], 128 if kind == "identity" else 256)
         self.head = nn.Linear(128, n_classes, bias=False) if kind == "identity" else nn.Linear(256, 136)
+        if kind == "regions":                                          # back up, beside the maps of the way down
+            del self.fc, self.head
+            self.ups = nn.ModuleList(nn.Sequential(nn.Conv2d(a + b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+                                     for a, b in zip(widths[:0:-1], widths[-2:0:-1], strict=False))
+            self.last = nn.Conv2d(widths[1] + 3, len(REGIONS), 3, padding=1)
 
     def features(self, x):
         maps = []
@@ -717,7 +730,16 @@ class Judge(nn.Module):
     def embed(self, feature_map):
         return self.fc(F.adaptive_avg_pool2d(feature_map, 4).flatten(1))
 
+    def segment(self, x):
+        *below, y = [x, *self.features(x)]
+        for up in (*self.ups, self.last):
+            skip = below.pop()
+            y = up(torch.cat([F.interpolate(y, skip.shape[2:]), skip], 1))
+        return y
+
     def forward(self, x):
+        if self.kind == "regions":
+            return self.segment(x)
         feature = self.embed(self.features(x)[-1])
         if self.kind == "identity":
             return F.normalize(feature, dim=1)
@@ -727,7 +749,8 @@ class Judge(nn.Module):
 def judge(kind, size, seed, device="cpu", cache="runs/cache"):
     """A trained, frozen Judge and its own error on true renders of people it never saw; cached. A minute to train on two cores.
 
-    kind: "identity" (error: the equal error rate of telling two people apart) or "landmarks" (error: mean distance, px).
+    kind: "identity" (error: the equal error rate of telling two people apart), "landmarks" (error: mean distance, px) or
+    "regions" (error: share of pixels put into another region).
     seed: judges of different seeds have seen different people; use one in a loss and another to measure.
     """
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
@@ -760,7 +783,7 @@ def _train_judge(net, kind, size, seed, device):
         net.__init__(kind)
         net.to(device).train()
         faces = videos(JUDGE_PEOPLE, JUDGE_FRAMES, first)
-        images, points = (render(faces, size) * 127).to(torch.int8), landmarks(faces, size)
+        images, truth = (render(faces, size) * 127).to(torch.int8), (regions if kind == "regions" else landmarks)(faces, size)
         person = torch.arange(JUDGE_PEOPLE, device=device).repeat_interleave(JUDGE_FRAMES)
         optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=JUDGE_STEPS)
@@ -770,8 +793,10 @@ def _train_judge(net, kind, size, seed, device):
             if kind == "identity":                                     # softmax over cosines, with a margin (CosFace, Wang et al. 2018)
                 cosine = net(x) @ F.normalize(net.head.weight, dim=1).T
                 loss = F.cross_entropy(20 * (cosine - .15 * F.one_hot(person[k], JUDGE_PEOPLE)), person[k])
+            elif kind == "regions":
+                loss = F.cross_entropy(net(x), truth[k])
             else:
-                loss = (net(x) - points[k]).abs().mean() / size
+                loss = (net(x) - truth[k]).abs().mean() / size
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -780,6 +805,8 @@ def _train_judge(net, kind, size, seed, device):
     strangers = videos(60, 6, first + 2)
     with torch.no_grad():
         out = net(render(strangers, size))
+        if kind == "regions":
+            return (out.argmax(1) != regions(strangers, size)).float().mean().item()
         if kind == "landmarks":
             return (out - landmarks(strangers, size)).norm(dim=2).mean().item()
         cosine, who = out @ out.T, torch.arange(60, device=device).repeat_interleave(6)
@@ -794,8 +821,6 @@ def contact_sheet(seed=0, size=128):
     """All that this file can do, on one PIL image."""
     from common import draw_points, grid
     faces = sample(8, seed + 3, pose=0, expression=False, makeup=False)
-    palette = torch.tensor([[20, 24, 60], [240, 200, 170], [110, 70, 40], [60, 30, 20], [250, 250, 250], [200, 60, 80], [120, 0, 20],
-                            [90, 80, 60], [0, 0, 0], [70, 130, 180]])
     wild = sample(8, seed + 5)
     made_up = faces.take(sample(8, seed + 9).set(lip_alpha=.9, shadow_alpha=.8, liner_alpha=1., blush_alpha=.5), MAKEUP)
     columns = [(f"yaw {yaw}", faces.set(yaw=float(yaw))) for yaw in range(-60, 61, 20)]
@@ -804,7 +829,7 @@ def contact_sheet(seed=0, size=128):
     columns += [("make-up", made_up), ("all at once", wild)]
     pictures = [(name, render(face, size)) for name, face in columns]
     pictures.append(("landmarks", torch.maximum(render(wild, size) * .5 - .5, draw_points(landmarks(wild, size), size))))
-    pictures.append(("regions", palette[regions(wild, size)].permute(0, 3, 1, 2) / 127.5 - 1))
+    pictures.append(("regions", region_map(wild, size)))
     pictures += [("sketch", sketch(face, size).expand(-1, 3, -1, -1)) for face in (faces, wild)]
     half = len(pictures) // 2
     top, bottom = (grid([p for _, p in part], [n for n, _ in part]) for part in (pictures[:half], pictures[half:]))

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import common
 import gannotation
+import test_pix2pix_cyclegan
 import test_stargan
 import toyfaces
 from test_gannotation import TINY, photo_folder
@@ -147,6 +149,27 @@ def test_stargan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, mes
     code, _, err = call(*argv, "--people", "2", "--device", "cpu", *call.cache, paper="stargan")
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
     assert not list(tmp_path.glob("runs/*/last.pt"))
+
+
+@pytest.mark.parametrize("model", ["pix2pix", "cyclegan"])
+def test_pix2pix_cyclegan_trains_evaluates_infers_and_benches(call, tmp_path, monkeypatch, model):
+    monkeypatch.setattr(importlib.import_module("pix2pix_cyclegan"), "TEST_PEOPLE", 12)
+    flags = ["--model", model, "--scale", "small", *call.cache, *tiny_flags(test_pix2pix_cyclegan.TINY)]
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
+    code, out, err = call("--train", "--evaluate", "--infer", "a.png", *flags, paper="pix2pix_cyclegan")
+    assert code == 0 and not err and "sharpness" in out and Image.open(tmp_path / "runs/pix2pix_cyclegan/inferred/a.png").size == (30, 20)
+    code, out, _ = call("--bench", *flags, paper="pix2pix_cyclegan")
+    assert code == 0 and "ms per step: data" in out and "D " in out
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--train", "--patch", "71"], "invalid choice: 71"), (["--train", "--model", "cyclegan", "--loss", "cGAN"], "for cyclegan one of cycle, GAN"),
+    (["--train", "--steps", "0"], "--steps 0"), (["--train", "--data", "."], "side-by-side pairs A|B"), (["--infer", "nowhere.png"], "no such file"),
+    (["--evaluate"], "no such checkpoint"), (["--ablate", "--data", "."], "leave --data out")])
+def test_pix2pix_cyclegan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
+    code, _, err = call(*argv, "--device", "cpu", paper="pix2pix_cyclegan")
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert not (tmp_path / "runs" / "pix2pix_cyclegan").exists()
 
 
 def test_weights_of_the_authors_and_of_others(call, tmp_path):

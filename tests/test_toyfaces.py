@@ -177,3 +177,17 @@ def test_landmark_judge_measures(cache, monkeypatch):
     again, same = toy.judge("landmarks", 32, 5, cache=cache)
     x = torch.randn(2, 3, 32, 32)
     assert same == error and torch.equal(net(x), again(x))
+
+
+def test_region_judge_measures(cache, monkeypatch):
+    monkeypatch.setattr(toy, "JUDGE_STEPS", 60)
+    monkeypatch.setattr(toy, "JUDGE_PEOPLE", 40)
+    judge, error = toy.judge("regions", 32, 7, cache=cache + "/quick")
+    assert error < .3
+    assert judge(toy.render(toy.sample(2, 3), 32)).shape == (2, len(toy.REGIONS), 32, 32)
+
+
+def test_region_map_paints_the_regions():
+    faces = toy.sample(3, 8)
+    colours = torch.tensor(toy.REGION_RGB)[toy.regions(faces, 32)].permute(0, 3, 1, 2)
+    assert len(toy.REGION_RGB) == len(toy.REGIONS) and torch.allclose((toy.region_map(faces, 32) + 1) * 127.5, colours.float(), atol=1e-3)
