@@ -295,7 +295,7 @@ def rgb_to_lab(x):
     rgb = (x / 2 + .5).clamp(0, 1)
     linear = torch.where(rgb > .04045, ((rgb + .055) / 1.055) ** 2.4, rgb / 12.92)
     to_xyz = linear.new_tensor([[.4124564, .3575761, .1804375], [.2126729, .7151522, .0721750], [.0193339, .1191920, .9503041]])
-    X, Y, Z = (t / white for t, white in zip(torch.einsum("ij,bjhw->ibhw", to_xyz, linear), (.95047, 1., 1.08883), strict=True))
+    X, Y, Z = ((linear * row[:, None, None]).sum(1) / row.sum() for row in to_xyz)         # no matrix product: a GPU would round it
     X, Y, Z = (torch.where(t > (6 / 29) ** 3, t.clamp(min=1e-9) ** (1 / 3), t * (29 / 6) ** 2 / 3 + 4 / 29) for t in (X, Y, Z))
     return torch.stack([116 * Y - 16, 500 * (X - Y), 200 * (Y - Z)], 1)
 
@@ -592,7 +592,7 @@ class Run:
         if saved.get("paper") != paper_of(self.cfg):
             raise UserError(f"{path}: a checkpoint of {saved.get('paper', 'something else')}, not of {paper_of(self.cfg)}; give another --run folder")
         different = [f"{k} (was {saved['config'].get(k)!r}, now {v!r})" for k, v in ours.items()
-                     if k != "steps" and saved["config"].get(k, v) != v]
+                     if k not in ("steps", "epochs") and saved["config"].get(k, v) != v]
         if saved.get("about") != self.about:
             different.append(f"data set (was {saved.get('about')}, now {self.about})")
         if different:
@@ -1040,8 +1040,11 @@ def _main(paper, argv):
     scale = args.scale if args.scale != "auto" else "paper" if torch.cuda.is_available() and args.device != "cpu" else "small"
     given = {f.name: v for f in dataclasses.fields(paper.Config) if (v := getattr(args, f.name, None)) is not None}
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    cfg = paper.Config(**{**(paper.SMALL if scale == "small" else {}), **given})
-    cfg.run = cfg.run or f"runs/{title}"
+    preset = dict(paper.SMALL) if scale == "small" else {}
+    if "epochs" in given:
+        preset.pop("steps", None)
+    cfg = paper.Config(**{**preset, **given})
+    cfg.run = cfg.run or f"runs/{getattr(cfg, 'model', title)}"
     for field in ("steps", "batch_size", "image_size", "log_every", "save_every", "sample_every"):
         if given.get(field, 1) < 1:
             raise UserError(f"--{field.replace('_', '-')} {getattr(cfg, field)}: expected at least 1")

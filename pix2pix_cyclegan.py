@@ -1,7 +1,7 @@
 """pix2pix and CycleGAN: translate a picture, learned from pairs, and without them.
 
 P: Phillip Isola, Jun-Yan Zhu, Tinghui Zhou, Alexei A. Efros. "Image-to-Image Translation with Conditional Adversarial
-Networks", CVPR 2017, arXiv 1611.07004. Authors' code: phillipi/pix2pix (Torch).
+Networks", CVPR 2017, arXiv 1611.07004; sections and tables as in v3. Authors' code: phillipi/pix2pix (Torch).
 C: Jun-Yan Zhu, Taesung Park, Phillip Isola, Alexei A. Efros. "Unpaired Image-to-Image Translation using Cycle-Consistent
 Adversarial Networks", ICCV 2017, arXiv 1703.10593. Authors' code: junyanz/CycleGAN (Torch).
 Both again in junyanz/pytorch-CycleGAN-and-pix2pix ("PyTorch code" below).
@@ -14,8 +14,8 @@ G(F(y)) y.
 
 The claims. P: L1 + cGAN beats either alone, conditioning matters, 70 x 70 patches are the best trade, skips matter (Tables
 1-3: what a segmentation network reads in the generated pictures, per-pixel accuracy 0.66 for L1+cGAN, 0.42 for L1, 0.22 for
-a GAN that does not see x). C: the GAN loss and both cycles are needed (Tables 4, 5; we could not confirm their digits).
-`--ablate` tests all of it on faces whose regions and whose true counterparts are known.
+a GAN that does not see x; from photographs to labels L1 alone is better). C: the GAN loss and both cycles are needed (Tables
+4, 5; we could not confirm their digits). `--ablate` tests all of it on faces whose regions and true counterparts are known.
 
 Equations, by paper:
     [P(1)] conditional adversarial
@@ -31,9 +31,10 @@ Run it:
     python pix2pix_cyclegan.py --train --model cyclegan             toy faces: photograph <-> pencil, of other people
     python pix2pix_cyclegan.py --train --data FACADES --direction BtoA      pairs side by side, A|B, in train/ val/ test/
     python pix2pix_cyclegan.py --train --model cyclegan --data HORSE2ZEBRA  trainA/ trainB/ testA/ testB/
-    python pix2pix_cyclegan.py --evaluate                           distance to the truth, and what a segmenter reads
+    python pix2pix_cyclegan.py --evaluate [--model cyclegan]        distance to the truth, and what a segmenter reads
     python pix2pix_cyclegan.py --ablate [--part losses]             the papers' tables, three seeds
     python pix2pix_cyclegan.py --infer FILE or FOLDER               any size; --backward for CycleGAN's F
+A run lies in runs/pix2pix or runs/cyclegan; give another task its own, as in --toy landmarks --run runs/landmarks.
 
 Data sets: P's have one file a pair, A left and B right, cut at half their width; facades keep the photograph left and the
 labels right, hence BtoA. To build them, join two pictures of equal size side by side. C's have four folders and no pairs
@@ -44,12 +45,13 @@ their small sets, which is the default; P's large ones (edges2shoes, edges2handb
 Names in the authors' code -> here: G_A -> G, G_B -> F, D_A -> D_Y (it judges what G_A makes!), D_B -> D_X.
 
 Where paper and code differ. Dropout, the only noise z, is in the first three layers of the decoder (P, Torch), in the
-second to fourth in the PyTorch code; here P. The innermost norm: P's first version normalises everywhere, but batch norm of
+second to fourth in the PyTorch code; here P's, but for files of theirs. The innermost norm: P's first version normalises everywhere, but batch norm of
 one value is 0, so with batches of one picture no information passes; left out, as in both codes. D's loss is halved (P
 section 3.3, C appendix); the Torch codes halve only the number they print. Strides of D: P's text says 2 throughout; the
 receptive field is 70 with strides 2, 2, 2, 1, 1 (codes) and would be 94 with a fourth 2. Decay: P keeps its learning rate
 (`--decay-from 1`); C and the PyTorch code let it fall to 0 over the second half; here too. Identity loss: C uses it for
 paintings and flowers only, both codes always (5); here off, `--lambda-idt 5`: switch it on when colours come out inverted.
+Pictures are drawn with replacement here; the authors go through a shuffled list (C: through A, with random pictures of B).
 Convolutions before instance norm have a bias in the PyTorch code, which the norm removes; kept, so that their files fit.
 
 Questions readers ask. Where are the patches cut? Nowhere: one score of a convolutional D sees 70 x 70 pixels, its
@@ -91,26 +93,28 @@ class Config(common.Settings):
     toy: str = field(default="auto", metadata={"choices": ("auto", "regions", "landmarks", "sketch", "glasses")})  # ours: toy task; auto: regions, sketch
     direction: str = field(default="AtoB", metadata={"choices": ("AtoB", "BtoA")})  # PyTorch code: what is x and what is y
     image_size: int = 256             # P 6.2, C 7.2
-    load_size: int = 286              # P 6.2: resized to this, then cropped
-    people: int = 4000                # ours: toy pictures of each domain
+    load_size: int = 0                # P 6.2, Torch code: resized to 286 for 256, 143 for 128, then cropped; 0 = in this proportion
+    people: int = 400                 # ours: toy pictures of each domain; as many as the facades
     pose: float = .3                  # ours: range of the toy poses
     # networks
     width: int = 64                   # P 6.1.1, C 7.2
     d_width: int = 64                 # P 6.1.2, C 7.2
     patch: int = field(default=70, metadata={"choices": tuple(LAYERS)})  # P 4.4, C 7.2: pixels that one score of D sees
     skips: bool = True                # P 3.2.1: U-Net; --no-skips the encoder-decoder (pix2pix)
-    dropout: bool = True              # P 2.1: the noise z, in training and at test time (pix2pix)
+    dropout: bool = True              # P 3.1: the noise z, in training and at test time (pix2pix)
     residual_blocks: int = 9          # C 7.2: 9 from 256 px on, 6 for 128 px (cyclegan)
     # losses
     loss: str = field(default="full", metadata={"choices": tuple(dict.fromkeys(sum(LOSSES.values(), ("full",))))})  # P (4), C (4): L1+cGAN, GAN+cycle
-    lambda_L1: float = 100.           # P 3.3
+    lambda_L1: float = 100.           # P 4.2
     lambda_cyc: float = 10.           # C 4
     lambda_idt: float = 0.            # C 5.2: half of lambda_cyc, but for paintings and flowers only
     pool_size: int = 50               # C 4: generated pictures that D is shown again
     # training
     epochs: int = 200                 # P 6.2, C 7.1, for their small sets
     steps: int = 0                    # ours: 0 = epochs
-    batch_size: int = 1               # P 6.2, C 7.1
+    save_every: int = 2000            # ours: steps of one picture are short
+    sample_every: int = 1000          # ours: likewise
+    batch_size: int = 1               # P 6.2, C 4
     lr: float = 2e-4                  # P 3.3, C 4
     betas: tuple = (.5, .999)         # P 3.3; PyTorch code
     decay_from: float = .5            # C 4: constant, then linear to 0; PyTorch code also for P
@@ -119,7 +123,7 @@ class Config(common.Settings):
 
 
 # For a processor: 64 px, narrow, minutes. A patch of 16 of 64 pixels is what 70 of 256 is.
-SMALL = dict(image_size=64, load_size=72, people=2000, width=16, d_width=16, patch=16, residual_blocks=6, steps=12_000)
+SMALL = dict(image_size=64, people=2000, width=16, d_width=16, patch=16, residual_blocks=6, steps=12_000)
 INFER_FLAGS = {
     "--backward": dict(action="store_true", help="CycleGAN: translate with F, from Y to X"),
     "--half": dict(choices=("A", "B"), help="the files are side-by-side pairs: take the left (A) or right (B) half"),
@@ -205,7 +209,7 @@ def scan(cfg):
     def split(train, test):
         return (train, test) if test else ([p for k, p in enumerate(train) if k % 10 != 9], train[9::10])
 
-    if files("trainA") and files("trainB"):
+    if files("trainA") and files("trainB") and not (cfg.model == "pix2pix" and files("train")):
         (train_A, test_A), (train_B, test_B) = (split(files(f"train{d}"), files(f"test{d}")) for d in "AB")
         train, test, pairs = (train_A, train_B), (test_A, test_B), False
         counts = f"{len(train_A)} A and {len(train_B)} B to train on, {len(test_A)} and {len(test_B)} held out"
@@ -221,7 +225,7 @@ def scan(cfg):
     if not all(map(len, (*train, *test))):
         raise UserError(f"{root}: {counts}; expected some of each (at least ten to train on where there is no test folder)")
     images = train[0] + test[0] + ([] if pairs else train[1] + test[1])
-    return dict(images=images, train=train, test=test, pairs=pairs, bad=[], bytes_per_image=3 * (1 + pairs) * cfg.load_size ** 2,
+    return dict(images=images, train=train, test=test, pairs=pairs, bad=[], bytes_per_image=3 * (1 + pairs) * load_size(cfg) ** 2,
                 notes={"kind": "pairs, side by side" if pairs else "two sets without pairs", "pictures": counts})
 
 
@@ -252,9 +256,14 @@ def toy_people(cfg, count, seed):
     return faces.set(zoom=1.25, background=.6 + .25 * (faces.background - .6))
 
 
+def load_size(cfg):
+    """Side of the training pictures before they are cropped."""
+    return cfg.load_size or cfg.image_size * 143 // 128
+
+
 def make_data(cfg, test=False):
     """The training pictures, or held-out ones (test): whole, and with their true counterparts where those are known."""
-    side = cfg.image_size if test else cfg.load_size
+    side = cfg.image_size if test else load_size(cfg)
     if cfg.data:
         found = scan(cfg)
         A, B = found["test" if test else "train"]
@@ -304,12 +313,12 @@ class ImagePool(nn.Module):
 # ====================================================================================================== networks
 
 def batch_norm(channels):
-    """Statistics of the batch at hand, in training and at test time (P 2.1)."""
+    """Statistics of the batch at hand, in training and at test time (P 3.3)."""
     return nn.BatchNorm2d(channels, track_running_stats=False)
 
 
 class Noise(nn.Dropout):
-    """P 2.1: z is dropout, and stays on at test time."""
+    """P 3.1: z is dropout, and stays on at test time."""
 
     def forward(self, x):
         return nn.functional.dropout(x, self.p, training=True)
@@ -319,12 +328,12 @@ class UNet(nn.Module):
     """P 6.1.1: C64-C128-C256-C512-C512-C512-C512-C512, then CD512-CD1024-CD1024-C1024-C1024-C512-C256-C128 (widths of the inputs).
 
     54,413,955 parameters at depth 8, for 256 px: `depth` halvings, down to 1 x 1. forward(x [B, 3, S, S]) -> [B, 3, S, S], both in
-    [-1, 1], S a multiple of 2^depth. skips=False: the encoder-decoder.
+    [-1, 1], S a multiple of 2^depth. skips=False: the encoder-decoder. dropout: the layers of the decoder that have it.
     """
 
-    def __init__(self, depth=8, width=64, skips=True, dropout=True):
+    def __init__(self, depth=8, width=64, skips=True, dropout=(1, 2, 3)):
         super().__init__()
-        self.depth, self.skips = depth, skips
+        self.skips = skips
         w = [width * min(2 ** k, 8) for k in range(depth)]
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for k in range(depth):                                                             # w[k] x S/2^(k+1)
@@ -335,7 +344,7 @@ class UNet(nn.Module):
             c_in = w[k] * (2 if skips and k < depth - 1 else 1)
             layers = [nn.ReLU(), nn.ConvTranspose2d(c_in, w[k - 1] if k else 3, 4, 2, 1, bias=k == 0)]
             layers += [batch_norm(w[k - 1])] if k else [nn.Tanh()]
-            self.up.append(nn.Sequential(*layers, *([Noise()] if dropout and 0 < k and k > depth - 4 else [])))
+            self.up.append(nn.Sequential(*layers, *([Noise()] if k and depth - k in dropout else [])))
 
     def forward(self, x):
         e = []
@@ -385,10 +394,10 @@ def discriminator(patch=70, in_channels=3, width=64, norm="batch"):
     return PatchGAN(in_channels, [width * min(2 ** k, 8) for k in range(n + 1)], (2,) * n + (1,), norm=norm)
 
 
-def build_pix2pix(cfg):
+def build_pix2pix(cfg, dropout=(1, 2, 3)):
     """G and D, initialised as in both codes."""
     conditional = terms(cfg)[1] == "cGAN"
-    G = UNet(cfg.image_size.bit_length() - 1, cfg.width, cfg.skips, cfg.dropout)
+    G = UNet(cfg.image_size.bit_length() - 1, cfg.width, cfg.skips, dropout if cfg.dropout else ())
     return common.init_normal(G), common.init_normal(discriminator(cfg.patch, 6 if conditional else 3, cfg.d_width, "batch"))
 
 
@@ -486,7 +495,8 @@ def validate(cfg):
                                  ("loss", cfg.loss in ("full", *LOSSES[cfg.model]), f"for {cfg.model} one of {', '.join(LOSSES[cfg.model])}"),
                                  ("image_size", S & (S - 1) == 0 and S >= 16 if paired else S % 4 == 0 and S >= 16,
                                   f"{'a power of 2, which the U-Net halves down to 1' if paired else 'a multiple of 4'}, at least 16"),
-                                 ("load_size", cfg.load_size >= S, f"at least --image-size {S}"),
+                                 ("load_size", load_size(cfg) >= S, f"at least --image-size {S}"),
+                                 ("pool_size", paired or not 0 < cfg.pool_size < cfg.batch_size, f"0, or at least --batch-size {cfg.batch_size}"),
                                  ("patch", cfg.patch in patches(cfg), f"for {S} px one of {', '.join(map(str, patches(cfg)))}")):
         if not fits:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected {expected}")
@@ -585,8 +595,8 @@ def translate(cfg, net, x):
 
 
 def some(data, n):
-    """n held-out pictures of X and of Y, the same every time."""
-    return [draw(bank, torch.linspace(0, len(bank) - 1, n).round().long(), data.cfg.device) for bank in (data.X, data.Y)]
+    """n held-out pictures of X and of Y (or all), the same every time."""
+    return [draw(bank, torch.linspace(0, len(bank) - 1, min(n, len(bank))).round().long(), data.cfg.device) for bank in (data.X, data.Y)]
 
 
 @torch.no_grad()
@@ -596,12 +606,16 @@ def report(cfg, translators, critics, data, n=8):
     change: |G(x) - x|; spread: how much outputs for different inputs differ; error and baseline, where the truth is known:
     L1 of G(x) and of x to it. Names ending in _2 are F's; the health word is that of the first generator that is not well.
     """
-    pictures, values = some(data, n), {"health": "ok"}
+    pictures, values = some(data, min(n, len(data.X), len(data.Y))), {"health": "ok"}
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):                  # looking must not change the noise of the training
+        torch.manual_seed(0)
+        outputs = [translate(cfg, net, x) for net, x in zip(translators, pictures, strict=False)]
     conditional, adversarial = cfg.model == "pix2pix" and terms(cfg)[1] == "cGAN", terms(cfg)[cfg.model == "pix2pix"]
-    for k, (net, D) in enumerate(zip(translators, critics, strict=True)):
+    for k, D in enumerate(critics):
         x, truth = pictures if k == 0 else pictures[::-1]
-        y = translate(cfg, net, x)
-        real, fake = (D(x, t) if conditional else D(t) for t in (truth, y))
+        y = outputs[k]
+        real, fake = (torch.cat([D(*pair) if conditional else D(pair[1]) for pair in zip(x.split(cfg.batch_size), t.split(cfg.batch_size), strict=True)])
+                      for t in (truth, y))
         if cfg.model == "pix2pix":
             real, fake = real.sigmoid(), fake.sigmoid()
         suffix = "" if k == 0 else "_2"
@@ -610,7 +624,7 @@ def report(cfg, translators, critics, data, n=8):
             values[f"error{suffix}"], values[f"baseline{suffix}"] = (y - truth).abs().mean() / 2, (x - truth).abs().mean() / 2
         if values["health"] != "ok":
             continue
-        if values[f"change{suffix}"] < .1 * (x - truth).abs().mean() / 2:
+        if values[f"change{suffix}"] < (.05 * (x - truth).abs().mean() if data.paired else .005):
             values["health"] = "copying"
         elif values[f"spread{suffix}"] < .1 * (truth - truth.roll(1, 0)).abs().mean() / 2:
             values["health"] = "collapsed"
@@ -621,7 +635,7 @@ def report(cfg, translators, critics, data, n=8):
 
 def sample_grid(cfg, translators, data, n=6):
     """Held-out pictures. pix2pix: x, G(x), G(x) under another noise, y. CycleGAN: x, G(x), F(G(x)), and the true y; then the same from Y."""
-    x, y = some(data, n)
+    x, y = some(data, min(n, len(data.X), len(data.Y)))
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)
         if len(translators) == 1:
@@ -663,28 +677,32 @@ def beside(path, name):
 
 
 def load_networks(path, saved, wanted, nets):
-    """Fill networks from a checkpoint of ours, or from the authors' files (the others of a model lie beside the first)."""
+    """Fill networks from a checkpoint of ours, or from the authors' files (the others of a model lie beside the first). Names of those filled."""
     if "paper" in saved:
         if saved["paper"] != Path(__file__).stem:
             raise UserError(f"{path}: a checkpoint of {saved['paper']}, not of {Path(__file__).stem}")
         for name, net in zip(wanted, nets, strict=True):
             common.load_weights(net, saved["nets"].get(name, {}), path)
-        return
+        return wanted
+    if re.search(r"net_(G_B|D)", Path(path).name):
+        raise UserError(f"{path}: give the file of G, or of G_A (and --backward to translate with G_B); its fellows are found beside it")
+    filled = []
     for k, (name, net) in enumerate(zip(wanted, nets, strict=True)):
-        file = path if k == 0 else beside(path, AUTHORS.get(name, name) if "F" in wanted else name)
+        file = path if k == 0 else beside(path, AUTHORS[name] if "F" in wanted else name)
         if file:
             common.load_weights(net, by_order(net, saved if k == 0 else common.load_checkpoint(file)), file)
-        elif name == "F":
-            say(f"{path}: no {AUTHORS['F']} beside it; F is untrained")
+            filled.append(name)
+    return filled
 
 
 def trained(cfg):
-    """[G] or [G, F] of cfg.run or cfg.weights, and the path. cfg takes over its kind, its sizes and its data."""
+    """The generators [G] or [G, F] of cfg.run or cfg.weights. cfg takes over its kind, its sizes and its data. The authors publish some G without F."""
     path = cfg.weights or Path(cfg.run) / "last.pt"
-    saved = common.load_checkpoint(path)
+    saved, noise = common.load_checkpoint(path), (1, 2, 3)
     if saved.get("paper") == Path(__file__).stem:
         config = saved["config"]
-        for name in ("model", "toy", "direction", "image_size", "load_size", "pose", "width", "d_width", "patch", "skips", "residual_blocks", "loss"):
+        for name in ("model", "toy", "direction", "image_size", "load_size", "pose", "width", "d_width", "patch", "skips", "residual_blocks", "loss",
+                     "batch_size"):
             setattr(cfg, name, config[name])
         cfg.dropout = cfg.dropout and config["dropout"]
         cfg.data = cfg.data or config["data"]
@@ -692,15 +710,15 @@ def trained(cfg):
         convs = [v for v in saved.values() if torch.is_tensor(v) and v.ndim == 4]
         cfg.width = len(convs[0]) if convs else cfg.width
         if any(k.startswith("model.model.") for k in saved):
-            cfg.model, cfg.image_size = "pix2pix", 2 ** (len(convs) // 2)
+            cfg.model, cfg.image_size, noise = "pix2pix", 2 ** (len(convs) // 2), (2, 3, 4)
         else:
             cfg.model, cfg.residual_blocks, cfg.image_size = "cyclegan", max(0, len(convs) - 6) // 2, max(cfg.image_size, 128)
     if cfg.model == "pix2pix":
-        nets, wanted = build_pix2pix(cfg)[:1], ("G",)
+        nets, wanted = build_pix2pix(cfg, noise)[:1], ("G",)
     else:
         nets, wanted = build_cyclegan(cfg)[:2], ("G", "F")
-    load_networks(path, saved, wanted, nets)
-    return [prepare(net, cfg).eval() for net in nets]
+    filled = load_networks(path, saved, wanted, nets)
+    return [prepare(net, cfg).eval() for net in nets[:len(filled)]]
 
 
 def region_scores(shown, truth):
@@ -716,7 +734,8 @@ def region_scores(shown, truth):
 def histograms(x, bins=50):
     """Distribution of the pixels of all pictures over L, over a and over b: [3, bins], each summing to 1."""
     channels = common.rgb_to_lab(x).transpose(0, 1).flatten(1).cpu()
-    return torch.stack([torch.histc(c, bins, low, high) / c.numel() for c, (low, high) in zip(channels, ((0, 100), (-110, 110), (-110, 110)), strict=True)])
+    ranges = (0, 100), (-110, 110), (-110, 110)
+    return torch.stack([torch.histc(c.clamp(*r), bins, *r) / c.numel() for c, r in zip(channels, ranges, strict=True)])
 
 
 def sharpness(x):
@@ -727,17 +746,16 @@ def sharpness(x):
 
 @torch.no_grad()
 def measure(cfg, translators, data):
-    """Rows of measures on the held-out pictures, one for each generator, for a copy of its input, and for the truth. See `evaluate`."""
+    """Rows of measures on the held-out pictures, one for each generator, for the truth, and (CycleGAN) for a copy of the input. See `evaluate`."""
     torch.manual_seed(cfg.seed)
-    index = torch.arange(len(data))
-    banks = [draw(bank, index[:len(bank)], cfg.device) for bank in (data.X, data.Y)]
+    banks = some(data, 512)
     painters, rows = task(cfg) if not cfg.data else (None, None), {}
     for k, net in enumerate(translators):
         (x, truth), paint = (banks, painters[1]) if k == 0 else (banks[::-1], painters[0])
         y, label = translate(cfg, net, x), "GF"[k]
         shown = {label: y}
         if data.paired:
-            shown |= {f"{label}: copy the input": x, f"{label}: the truth": truth}
+            shown |= {f"{label}: the truth": truth} | ({f"{label}: copy the input": x} if len(translators) == 2 else {})
         for name, picture in shown.items():
             row = rows[name] = {}
             if data.paired:
@@ -774,14 +792,14 @@ def evaluate(cfg):
     """Distance to the truth, and what can be read in the results, on held-out pictures. Writes evaluation.json.
 
     L1 (0 ... 1), SSIM: to the true counterpart (pairs and toy faces; CycleGAN's training never saw it). pixel, class, IoU: the
-    FCN-score of P 5.1 with our judge: regions that it reads in generated faces, against the true regions. hist: intersection
-    of the distributions of Lab values with the truth's (P 5.2). sharpness: gradient length over the truth's. back: L1 of
-    F(G(x)) to x; back from noise: the same when 0.05 of noise was added to G(x), which tells how much of x is hidden there.
+    FCN-score of P 4.1 with our judge: regions that it reads in generated faces, against the true regions. hist: intersection
+    of the distributions of Lab values with the truth's (P 4.2). sharpness: gradient length over the truth's. back: L1 of
+    F(G(x)) to x; back from noise: the same when noise of 0.025 was added to G(x), which tells how much of x is hidden there.
     """
     translators = trained(cfg)
     data = make_data(cfg, test=True)
     rows = measure(cfg, translators, data)
-    notes = f"{len(data.X)} and {len(data.Y)} held-out pictures; G {common.n_parameters(translators[0]):,} parameters"
+    notes = f"{len(data.X)} and {len(data.Y)} held-out pictures (at most 512 measured); G {common.n_parameters(translators[0]):,} parameters"
     if any("IoU" in row for row in rows.values()):
         notes += f"; the segmenter misreads {toyfaces.judge('regions', cfg.image_size, 2, cfg.device, cfg.cache)[1]:.3f} of the pixels of true faces"
     result = {"command": common.command(), "hardware": common.hardware(cfg), "commit": common.commit(), "notes": notes, "rows": rows}
@@ -795,10 +813,17 @@ SEEDS = (0, 1, 2)
 # P's tables, for comparison: per-pixel accuracy, per-class accuracy, IoU of the FCN-score on Cityscapes; None: could not be confirmed.
 # Of C's Tables 4 and 5 we could confirm no digit, only this: without the GAN loss, and with the backward cycle alone, results
 # do not look like the domain; without cycles, and with the forward cycle alone, they collapse.
-PAPER = {"L1": (.42, .15, .11), "GAN": (.22, .05, .01), "cGAN": (.57, .22, .16), "L1+GAN": (.64, .20, .15), "L1+cGAN": (.66, .23, .17),
+# Table 2 was trained with batches of 10.
+PAPER = {"the true pictures": (.80, .26, .21), "L1": (.42, .15, .11), "GAN": (.22, .05, .01), "cGAN": (.57, .22, .16),
+         "L1+GAN": (.64, .20, .15), "L1+cGAN": (.66, .23, .17),
          "U-Net, L1": (.48, None, .13), "U-Net, L1+cGAN": (.55, None, .14),
          "encoder-decoder, L1": (.35, None, .08), "encoder-decoder, L1+cGAN": (.29, None, .05),
          "patch 1": (.39, None, .10), "patch 16": (.65, None, .17), "patch 70": (.66, None, .17), "patch 286": (.42, None, .11)}
+
+
+def same_share(patch, image_size):
+    """The patch of P's Table 3 that is as large a part of 256 px as `patch` is of image_size, within a tenth; else None."""
+    return 1 if patch == 1 else next((p for p in (16, 70, 286) if abs(patch / image_size / (p / 256) - 1) < .1), None)
 
 
 def tables(cfg):
@@ -812,12 +837,11 @@ def tables(cfg):
 
 
 def _ablation_run(cfg):
-    """One training of the ablation and its measures (in a process of its own on a CPU): those of G, "copy ..." and, for CycleGAN, "F ..."."""
+    """One training of the ablation and its measures (in a process of its own on a CPU): those of G, "truth ..." and, for CycleGAN, "F ..."."""
     rows = measure(cfg, train(cfg), make_data(cfg, test=True))
-    out = dict(rows["G"]) | {f"copy {k}": v for k, v in rows["G: copy the input"].items()} | {f"truth {k}": v for k, v in rows["G: the truth"].items()}
+    out = dict(rows["G"]) | {f"truth {k}": v for k, v in rows["G: the truth"].items()}
     if "F" in rows:
-        out |= {f"F {k}": v for k, v in rows["F"].items()} | {"both L1": (rows["G"]["L1"] + rows["F"]["L1"]) / 2,
-                                                              "both copy L1": (out["copy L1"] + rows["F: copy the input"]["L1"]) / 2}
+        out |= {f"F {k}": v for k, v in rows["F"].items()} | {"both L1": (rows["G"]["L1"] + rows["F"]["L1"]) / 2}
     return out
 
 
@@ -827,19 +851,25 @@ def ablate(cfg):
     losses     P Table 1. L1+cGAN: a higher IoU than L1 alone and than cGAN alone in every seed; L1 alone is less sharp in every
                seed; the GAN that does not see x reaches at most half the IoU of cGAN.
     generator  P Table 2. With L1+cGAN the U-Net has a higher IoU than the encoder-decoder in every seed.
-    patch      P Table 3. The recipe's patch has at least the mean IoU of 1 x 1 and of the largest, the whole picture.
+    patch      P Table 3. The recipe's patch has at least the mean IoU of 1 x 1 and of the largest, the whole picture. The paper's
+               numbers stand beside patches of the same share of the picture.
     cycle      C Tables 4, 5, as L1 to the truth, mean of both directions. Both cycles and GAN: nearer than GAN alone in every
                seed, than the cycle alone in every seed, and in the mean than either one-way cycle.
 
-    Writes ablation.json, or ablation_<part>.json, and a .png beside it. An interrupted ablation continues.
+    The tables set model, loss and skips. Writes ablation.json, or ablation_<part>.json, and a .png beside it. An interrupted
+    ablation continues.
     """
     if cfg.data:
         raise UserError("--ablate measures against the truth, which only toy faces have; leave --data out")
     folder = Path(cfg.run) / "ablation"
     if cfg.fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    base = dataclasses.replace(cfg, fresh=False, part="all", loss="full", skips=True)
+    steps = cfg.steps or cfg.epochs * -(-cfg.people // cfg.batch_size)
+    base = dataclasses.replace(cfg, fresh=False, part="all", loss="full", skips=True, weights="", steps=steps)
     parts = {part: rows for part, rows in tables(base).items() if cfg.part in ("all", part)}
+    if "patch" in parts and f"patch {cfg.patch}" not in list(parts["patch"])[1:-1]:
+        raise UserError(f"--patch {cfg.patch}: the table compares it with the smallest and the largest; expected one of "
+                        + ", ".join(name.split()[1] for name in list(parts["patch"])[1:-1]))
     jobs, place = {}, {}                                                # the same training may stand in several tables
     for part, rows in parts.items():
         for name, change in rows.items():
@@ -849,11 +879,11 @@ def ablate(cfg):
                 jobs[key, seed], place[part, name] = dataclasses.replace(one, run=str(folder / f"{key}-{seed}")), key
     for one in jobs.values():
         validate(one)
-    if any(task(one)[1] in (points_map, pencil) for one in jobs.values() if one.model == "pix2pix"):
+    if any(task(one)[1] in (points_map, pencil, toyfaces.region_map) for one in jobs.values() if one.model == "pix2pix"):
         raise UserError(f"--toy {cfg.toy} --direction {cfg.direction}: these tables read regions in faces; choose a task that ends in a face")
     study = common.Ablation(jobs)
-    for one in {one.model: one for one in jobs.values()}.values():     # before the processes, which would all make them
-        make_data(one, test=True)
+    for one in {(one.model, one.seed): one for one in jobs.values()}.values():             # before the processes, which would all make them
+        make_data(one), make_data(one, test=True)
     toyfaces.judge("regions", cfg.image_size, 2, cfg.device, cfg.cache)
     study.run(_ablation_run, cfg.device)
 
@@ -864,8 +894,12 @@ def ablate(cfg):
         for name in rows:
             measures = ("L1", "both L1", "F L1", "SSIM", "back", "back from noise") if part == "cycle" else ("pixel", "class", "IoU", "L1", "SSIM", "sharpness")
             study.row(f"{part}: {name}", **{k: values(part, name, k) for k in measures})
-            if part != "cycle" and name in PAPER:
-                study.rows[f"{part}: {name}, mean"] |= {f"paper {k}": v for k, v in zip(("pixel", "class", "IoU"), PAPER[name], strict=True) if v}
+            paper = f"patch {same_share(rows[name]['patch'], cfg.image_size)}" if part == "patch" else name
+            if part != "cycle" and paper in PAPER:
+                study.rows[f"{part}: {name}, mean"] |= {f"paper {k}": v for k, v in zip(("pixel", "class", "IoU"), PAPER[paper], strict=True) if v}
+        if part != "cycle":
+            study.row(f"{part}: the true pictures", **{k: values(part, name, f"truth {k}") for k in ("pixel", "class", "IoU")})
+            study.rows[f"{part}: the true pictures, mean"] |= dict(zip(("paper pixel", "paper class", "paper IoU"), PAPER["the true pictures"], strict=True))
     if "losses" in parts:
         L1, cgan, both = (values("losses", name) for name in ("L1", "cGAN", "L1+cGAN"))
         blur, sharp = (values("losses", name, "sharpness") for name in ("L1", "L1+cGAN"))
@@ -884,13 +918,14 @@ def ablate(cfg):
         study.claim("cycle", "L1 to the truth, both directions (Tables 4, 5): GAN alone, with both cycles", gan, both,
                     nearer_than_GAN_alone_in_every_seed=(both < gan).all(), nearer_than_the_cycle_alone_in_every_seed=(both < cycle).all(),
                     nearer_than_one_way=both.mean() < min(forward.mean(), backward.mean()))
-    study.write(cfg, Path(cfg.run) / ("ablation.json" if cfg.part == "all" else f"ablation_{cfg.part}.json"))
+    study.write(base, Path(cfg.run) / ("ablation.json" if cfg.part == "all" else f"ablation_{cfg.part}.json"))
 
 
 # ===================================================================================================== inference
 
 def infer(cfg, files, backward, half, squeeze, out):
-    """FILE... or folders of pictures, of any size. Writes <name>.png, the translation, and <name>_sheet.png beside its input.
+    """FILE... or folders of pictures, of any size. Writes <name>.png, the translation, and <name>_sheet.png, the translation
+    beside its input, to --out.
 
     Sides that the networks cannot halve often enough are padded by repeating the edge, and cut again.
     """
@@ -900,7 +935,7 @@ def infer(cfg, files, backward, half, squeeze, out):
     images = [common.open_image(p) for p in paths]
     nets = trained(cfg)
     if backward and len(nets) < 2:
-        raise UserError("--backward: pix2pix has one generator; train another with --direction BtoA")
+        raise UserError(f"--backward: there is one generator only{'; train another with --direction BtoA' if cfg.model == 'pix2pix' else ', no F'}")
     net, back = (nets + [None])[:2] if not backward else nets[::-1]
     torch.manual_seed(cfg.seed)
     grain = cfg.image_size if cfg.model == "pix2pix" else 4

@@ -770,6 +770,7 @@ def judge(kind, size, seed, device="cpu", cache="runs/cache"):
     return net.to(device).eval().requires_grad_(False), error
 
 
+@torch.enable_grad()                                                   # whoever measures has switched gradients off
 def _train_judge(net, kind, size, seed, device):
     first = 1_000_000 + 1000 * seed                                   # seeds that no paper draws people from
     g = torch.Generator().manual_seed(first)
@@ -785,9 +786,10 @@ def _train_judge(net, kind, size, seed, device):
         faces = videos(JUDGE_PEOPLE, JUDGE_FRAMES, first)
         images, truth = (render(faces, size) * 127).to(torch.int8), (regions if kind == "regions" else landmarks)(faces, size)
         person = torch.arange(JUDGE_PEOPLE, device=device).repeat_interleave(JUDGE_FRAMES)
+        steps = JUDGE_STEPS // 2 if kind == "regions" else JUDGE_STEPS       # every pixel teaches
         optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=JUDGE_STEPS)
-        for _ in range(JUDGE_STEPS):
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
+        for _ in range(steps):
             k = torch.randint(len(images), (64,), generator=g).to(device)
             x = images[k].float() / 127 + .02 * torch.randn(64, 3, size, size, generator=g).to(device)
             if kind == "identity":                                     # softmax over cosines, with a margin (CosFace, Wang et al. 2018)

@@ -191,7 +191,7 @@ def test_70_comes_from_strides_2_2_2_1_1():
 def test_unet_reaches_one_pixel_and_skips_go_around_it():
     x = torch.randn(2, 3, 32, 32)
     for skips in (True, False):
-        net = UNet(5, 4, skips, dropout=False)
+        net = UNet(5, 4, skips, dropout=())
         assert net(x).shape == x.shape and net.down[-1](torch.zeros(1, 32, 2, 2)).shape[-1] == 1
         for layer in (net.up[0], net.down[-1]):
             for p in layer.parameters():
@@ -202,7 +202,7 @@ def test_unet_reaches_one_pixel_and_skips_go_around_it():
 
 def test_the_innermost_layer_has_no_norm_and_one_picture_passes():
     """Batch norm of a single value is 0: with it, an encoder-decoder fed one picture at a time would paint always the same."""
-    net = UNet(5, 4, skips=False, dropout=False)
+    net = UNet(5, 4, skips=False, dropout=())
     assert not any(isinstance(m, nn.BatchNorm2d) for m in net.down[-1])
     a, b = (net(torch.randn(1, 3, 32, 32)) for _ in "ab")
     assert (a - b).abs().max() > 1e-3
@@ -213,14 +213,15 @@ def test_noise_is_dropout_in_the_first_three_layers_of_the_decoder_and_stays_on(
     net = UNet(6, 4).eval()
     assert [any(isinstance(m, paper.Noise) for m in up) for up in net.up] == [True, True, True, False, False, False]
     assert (net(x) - net(x)).abs().max() > 1e-4
-    quiet = UNet(6, 4, dropout=False)
+    assert [any(isinstance(m, paper.Noise) for m in up) for up in UNet(6, 4, dropout=(2, 3, 4)).up] == [False, True, True, True, False, False]
+    quiet = UNet(6, 4, dropout=())
     assert torch.equal(quiet(x), quiet(x))
     quiet.load_state_dict(net.state_dict())                             # the noise has no weights
 
 
 def test_train_and_eval_mode_agree():
     x = torch.randn(2, 3, 32, 32)
-    for net in (UNet(5, 4, dropout=False), ResNet(1, 4)):
+    for net in (UNet(5, 4, dropout=()), ResNet(1, 4)):
         assert torch.equal(net.train()(x), net.eval()(x))
 
 
@@ -246,28 +247,69 @@ def test_any_size_goes_through(tiny):
     assert torch.equal(paper.whole(plain, x, 16), x)
 
 
-def authors_state(net, prefix):
-    """Our weights under names like the authors', with statistics nobody uses."""
-    state = {}
-    for k, v in net.state_dict().items():
-        state[f"{prefix}{len(state)}.{k.split('.')[-1]}"] = v
-        if v.ndim == 1 and k.endswith("bias"):
-            state[f"{prefix}{len(state)}.running_mean"] = torch.zeros_like(v)
-            state[f"{prefix}{len(state)}.num_batches_tracked"] = torch.zeros((), dtype=torch.long)
-    return state
+class Nested(nn.Module):
+    """A U-Net built from the outside in, each level around the next, whose keys look like the authors': model.1.model.3.model ..."""
+
+    def __init__(self, widths, outermost=True):
+        super().__init__()
+        (c_in, c), innermost = widths[:2], len(widths) == 2
+        down = [nn.Conv2d(c_in, c, 4, 2, 1, bias=False)] if outermost else [nn.LeakyReLU(.2), nn.Conv2d(c_in, c, 4, 2, 1, bias=False)]
+        if not (outermost or innermost):
+            down.append(nn.BatchNorm2d(c))
+        up = [nn.ReLU(), nn.ConvTranspose2d(c if innermost else 2 * c, c_in, 4, 2, 1, bias=outermost)]
+        up.append(nn.Tanh() if outermost else nn.BatchNorm2d(c_in))
+        self.model, self.outermost = nn.Sequential(*down, *([] if innermost else [Nested(widths[1:], False)]), *up), outermost
+
+    def forward(self, x):
+        return self.model(x) if self.outermost else torch.cat([x, self.model(x)], 1)
 
 
-@pytest.mark.parametrize("net, prefix", [(UNet(5, 4), "model.model."), (ResNet(2, 4), "model.")])
-def test_authors_files_are_read_in_order(net, prefix):
-    other = type(net)(5, 4) if isinstance(net, UNet) else type(net)(2, 4)
-    common.load_weights(other, paper.by_order(other, authors_state(net, prefix)), "x")
-    assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), net.state_dict().values(), strict=True))
+class Whole(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def authors_unet(width=4):
+    return Whole(Nested((3, width, 2 * width, 4 * width, 8 * width, 8 * width)))
+
+
+class Residual(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.conv_block = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(c, c, 3), nn.InstanceNorm2d(c), nn.ReLU(),
+                                        nn.ReflectionPad2d(1), nn.Conv2d(c, c, 3), nn.InstanceNorm2d(c))
+
+    def forward(self, x):
+        return x + self.conv_block(x)
+
+
+def authors_resnet(w=4):
+    """With statistics in the norms, as in their older files."""
+    def norm(c):
+        return nn.InstanceNorm2d(c, track_running_stats=True)
+    return Whole(nn.Sequential(
+        nn.ReflectionPad2d(3), nn.Conv2d(3, w, 7), norm(w), nn.ReLU(), nn.Conv2d(w, 2 * w, 3, 2, 1), norm(2 * w), nn.ReLU(),
+        nn.Conv2d(2 * w, 4 * w, 3, 2, 1), norm(4 * w), nn.ReLU(), Residual(4 * w), nn.ConvTranspose2d(4 * w, 2 * w, 3, 2, 1, output_padding=1), norm(2 * w),
+        nn.ReLU(), nn.ConvTranspose2d(2 * w, w, 3, 2, 1, output_padding=1), norm(w), nn.ReLU(), nn.ReflectionPad2d(3), nn.Conv2d(w, 3, 7), nn.Tanh()))
+
+
+@pytest.mark.parametrize("theirs, ours", [(authors_unet, lambda: UNet(5, 4, dropout=())), (authors_resnet, lambda: ResNet(1, 4))])
+def test_authors_files_are_read_in_order(theirs, ours):
+    """Networks with the authors' key names and random weights give the same pictures through ours."""
+    torch.manual_seed(0)
+    theirs, ours, x = theirs(), ours(), torch.randn(2, 3, 32, 32)
+    common.load_weights(ours, paper.by_order(ours, theirs.state_dict()), "x")
+    assert (ours(x) - theirs.train()(x)).abs().max() < 1e-5
 
 
 @pytest.mark.skipif("PARITY_DATA" not in os.environ, reason="the authors' networks as numbers lie outside the repository; PARITY_DATA names the folder")
 def test_outputs_equal_the_authors_networks():
     saved = torch.load(Path(os.environ["PARITY_DATA"]) / "official_networks_tiny.pt", weights_only=True)
-    nets = {"pix2pix_G_unet64": UNet(6, 10, dropout=False), "cyclegan_G_resnet6": ResNet(6, 10),
+    nets = {"pix2pix_G_unet64": UNet(6, 10, dropout=()), "cyclegan_G_resnet6": ResNet(6, 10),
             "pix2pix_D_patch70": discriminator(70, 6, 10), "cyclegan_D_patch70": discriminator(70, 3, 10, "instance")}
     for name, net in nets.items():
         common.load_weights(net, paper.by_order(net, saved[name]["state_dict"]), name)
@@ -438,7 +480,7 @@ def test_real_data_trains_and_is_evaluated(tiny, tmp_path):
     cfg = dataclasses.replace(tiny, data=str(root))
     paper.train(cfg)
     rows = paper.evaluate(dataclasses.replace(cfg, data=""))["rows"]    # remembers its data
-    assert set(rows) == ({"G", "G: copy the input", "G: the truth"} if tiny.model == "pix2pix" else {"G", "F"})
+    assert set(rows) == ({"G", "G: the truth"} if tiny.model == "pix2pix" else {"G", "F"})
     assert ("L1" in rows["G"]) == (tiny.model == "pix2pix") and "IoU" not in rows["G"]
 
 
@@ -465,12 +507,24 @@ def test_learning_rate_ends_at_zero(tiny):
         assert state["param_groups"][0]["lr"] == 0, name
 
 
-def test_training_with_identity_loss_and_on_cuda(tiny_c, device):
-    cfg = dataclasses.replace(tiny_c, device=device, lambda_idt=5., steps=2)
+def test_training_and_measuring_on_cpu_and_cuda(tiny, device):
+    cfg = dataclasses.replace(tiny, device=device, lambda_idt=5., steps=2)
     paper.train(cfg)
-    assert common.read_jsonl(Path(cfg.run) / "metrics.jsonl")[-1]["L_idt"] > 0
+    assert tiny.model == "pix2pix" or common.read_jsonl(Path(cfg.run) / "metrics.jsonl")[-1]["L_idt"] > 0
+    assert paper.evaluate(dataclasses.replace(cfg))["rows"]["G: the truth"]["L1"] == 0
     with Image.open(Path(cfg.run) / "samples" / "0000002.png") as sheet:
-        assert sheet.width > 8 * 16
+        assert sheet.width > 4 * 16
+
+
+def test_looking_does_not_change_the_training(tiny, tmp_path):
+    nets = [paper.train(dataclasses.replace(tiny, run=str(tmp_path / str(every)), log_every=every, sample_every=every, save_every=every)) for every in (1, 4)]
+    assert all(torch.equal(v, w) for a, b in zip(*nets, strict=True) for v, w in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_epochs_can_be_added(tiny):
+    paper.train(dataclasses.replace(tiny, steps=0, epochs=1))
+    paper.train(cfg := dataclasses.replace(tiny, steps=0, epochs=2))
+    assert common.load_checkpoint(Path(cfg.run) / "last.pt")["step"] == 6
 
 
 def test_L1_is_learned(tiny_p):
@@ -491,6 +545,10 @@ def test_health_words(tiny_c):
         return paper.report(tiny_c, [net], [D], data)["health"]
     assert word(lambda x: x) == "copying" and word(lambda x: fixed.expand_as(x)) == "collapsed"
     assert word(lambda x: -.2 * x - .9, sure) == "D-won" and word(lambda x: -x) == "ok"
+    p2p = dataclasses.replace(tiny_c, model="pix2pix")                    # D of the pair, and logits
+    judge = lambda x, y: 20 * (y.mean((1, 2, 3), keepdim=True) + .5)      # noqa: E731
+    assert paper.report(p2p, [lambda x: -.2 * x - .9], [judge], data)["health"] == "D-won"
+    assert paper.report(p2p, [lambda x: -x], [lambda x, y: judge(x, y) * 0], data)["health"] == "ok"
 
 
 # -------------------------------------------------------------------------------------------------- evaluation
@@ -550,23 +608,49 @@ def test_infer_on_files_and_folders(tiny, tmp_path, capsys):
         paper.infer(dataclasses.replace(tiny), [str(tmp_path / "empty")], **args)
 
 
-def test_infer_with_the_authors_weights(tiny, tmp_path):
+def test_infer_and_train_with_the_authors_weights(tiny, tmp_path):
     Image.new("RGB", (128, 64), "red").save(tmp_path / "x.png")
-    nets = paper.build_pix2pix(dataclasses.replace(tiny, image_size=32)) if tiny.model == "pix2pix" else paper.build_cyclegan(tiny)
-    prefix = "model.model." if tiny.model == "pix2pix" else "model."
-    for name, net in zip(paper.names(tiny), nets, strict=True):
-        theirs = name if tiny.model == "pix2pix" else paper.AUTHORS[name]
-        torch.save(authors_state(net, prefix), tmp_path / f"latest_net_{theirs}.pth")
-    first = tmp_path / f"latest_net_{'G' if tiny.model == 'pix2pix' else 'G_A'}.pth"
+    make = authors_unet if tiny.model == "pix2pix" else authors_resnet
+    theirs = {name: make().state_dict() for name in (["G"] if tiny.model == "pix2pix" else ["G_A", "G_B"])}
+    for name, state in theirs.items():
+        torch.save(state, tmp_path / f"latest_net_{name}.pth")
+    first = tmp_path / f"latest_net_{list(theirs)[0]}.pth"
     cfg = dataclasses.replace(tiny, weights=str(first), model="pix2pix")
     got = paper.trained(cfg)
-    assert cfg.model == tiny.model and cfg.width == 4
-    for net, mine in zip(got, nets, strict=False):
-        assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), mine.state_dict().values(), strict=True))
+    assert cfg.model == tiny.model and cfg.width == 4 and len(got) == len(theirs)
+    for net, state in zip(got, theirs.values(), strict=True):
+        weights = [v for k, v in state.items() if "running" not in k and "num_batches" not in k]
+        assert all(torch.equal(v, w) for v, w in zip(net.state_dict().values(), weights, strict=True))
+    if tiny.model == "pix2pix":
+        assert [any(isinstance(m, paper.Noise) for m in up) for up in got[0].up] == [False, True, True, True, False]
     paper.infer(dataclasses.replace(tiny, weights=str(first)), [str(tmp_path / "x.png")], backward=False, half="A", squeeze=False, out=str(tmp_path / "o"))
+    assert Image.open(tmp_path / "o" / "x.png").size == (64, 64)
+    side = 32 if tiny.model == "pix2pix" else 16
+    paper.train(dataclasses.replace(tiny, weights=str(first), image_size=side, load_size=36, steps=1))
+    for name in ("G_B", "D", "D_A"):
+        torch.save(list(theirs.values())[-1], tmp_path / f"other_net_{name}.pth")
+        with pytest.raises(UserError, match="give the file of G"):
+            paper.trained(dataclasses.replace(tiny, weights=str(tmp_path / f"other_net_{name}.pth")))
     torch.save({"something": torch.zeros(2)}, tmp_path / "wrong.pth")
     with pytest.raises(UserError, match="does not fit this network"):
         paper.trained(dataclasses.replace(tiny, weights=str(tmp_path / "wrong.pth")))
+
+
+def test_a_published_G_without_F(tiny_c, tmp_path):
+    torch.save(authors_resnet().state_dict(), tmp_path / "latest_net_G.pth")
+    cfg = dataclasses.replace(tiny_c, weights=str(tmp_path / "latest_net_G.pth"), toy="glasses")
+    assert len(paper.trained(dataclasses.replace(cfg))) == 1 and set(paper.evaluate(cfg)["rows"]) == {"G", "G: the truth"}
+
+
+def test_authors_discriminators_beside_G_are_loaded(tiny_p, tmp_path):
+    cfg = dataclasses.replace(tiny_p, image_size=32, load_size=36, patch=16)
+    torch.save(authors_unet().state_dict(), tmp_path / "latest_net_G.pth")
+    D = nn.Sequential(nn.Conv2d(6, 4, 4, 2, 1), nn.LeakyReLU(.2), nn.Conv2d(4, 8, 4, 1, 1, bias=False), nn.BatchNorm2d(8), nn.LeakyReLU(.2),
+                      nn.Conv2d(8, 1, 4, 1, 1))
+    torch.save(Whole(D).state_dict(), tmp_path / "latest_net_D.pth")
+    nets, x = paper.build_pix2pix(cfg), torch.randn(2, 6, 32, 32)
+    assert paper.load_networks(tmp_path / "latest_net_G.pth", common.load_checkpoint(tmp_path / "latest_net_G.pth"), ("G", "D"), nets) == ["G", "D"]
+    assert torch.allclose(nets[1](x), D(x), atol=1e-5)                  # x first, then y
 
 
 def test_ablate_runs_every_part_and_judges(tiny_p, monkeypatch, capsys):
@@ -574,10 +658,11 @@ def test_ablate_runs_every_part_and_judges(tiny_p, monkeypatch, capsys):
     monkeypatch.setattr(paper, "SEEDS", (0, 1))
     monkeypatch.setattr(common.Run, "plot", lambda self: None)
     full = paper.tables(tiny_p)
-    assert [len(rows) for rows in full.values()] == [5, 4, 2, 5]
+    assert [len(rows) for rows in full.values()] == [5, 4, 2, 5]                             # at 16 px: patches of 1 and 16
+    full["patch"]["patch 34"] = dict(model="pix2pix", loss="L1+cGAN", patch=34)
     few = {part: {k: v for k, v in rows.items() if k not in ("L1+GAN", "U-Net, L1", "encoder-decoder, L1")} for part, rows in full.items()}
     monkeypatch.setattr(paper, "tables", lambda cfg: few)
-    cfg = dataclasses.replace(tiny_p, steps=1, log_every=9, save_every=9, sample_every=9)
+    cfg = dataclasses.replace(tiny_p, image_size=32, load_size=0, patch=16, steps=1, log_every=9, save_every=9, sample_every=9)
     paper.ablate(cfg)
     result = common.json.loads((Path(cfg.run) / "ablation.json").read_text())
     assert len(result["claims"]) == 4 and len(result["criteria"]) == 10 and result["verdict"] in ("reproduced", "partly reproduced", "not reproduced")
@@ -589,14 +674,35 @@ def test_ablate_runs_every_part_and_judges(tiny_p, monkeypatch, capsys):
     assert len(again["claims"]) == 1 and (Path(cfg.run) / "ablation_patch.png").exists()
     with pytest.raises(UserError, match="was trained for 1 steps, now 3"):
         paper.ablate(dataclasses.replace(cfg, part="patch", steps=3))
-    with pytest.raises(UserError, match="ends in a face"):
-        paper.ablate(dataclasses.replace(cfg, part="patch", toy="sketch", steps=1, fresh=True))
+    for change in (dict(toy="sketch"), dict(direction="BtoA")):
+        with pytest.raises(UserError, match="ends in a face"):
+            paper.ablate(dataclasses.replace(cfg, part="losses", steps=1, fresh=True, **change))
+
+
+def test_an_ablation_without_steps_continues(tiny_p, monkeypatch):
+    monkeypatch.setattr(common, "in_parallel", lambda f, jobs, device: [f(job) for job in jobs])
+    rows = {f"{name}, L1+cGAN": dict(loss="L1+cGAN", skips=name == "U-Net") for name in ("encoder-decoder", "U-Net")}
+    monkeypatch.setattr(paper, "tables", lambda cfg: {"generator": rows})
+    monkeypatch.setattr(paper, "SEEDS", (0, 1))
+    cfg = dataclasses.replace(tiny_p, steps=0, epochs=1, part="generator", log_every=9, sample_every=9)
+    for _ in "ab":
+        paper.ablate(cfg)
+    result = common.json.loads((Path(cfg.run) / "ablation_generator.json").read_text())
+    assert result["steps"] == 3 and result["rows"]["generator: the true pictures, mean"]["paper IoU"] == .21
+
+
+def test_the_patch_of_the_table_lies_between_its_rows(tiny_p):
+    for patch in (1, 70, 142):
+        with pytest.raises(UserError, match=f"--patch {patch}: .* expected one of 16, 34"):
+            paper.ablate(dataclasses.replace(tiny_p, image_size=64, load_size=0, patch=patch, part="patch"))
+    assert [paper.same_share(p, 64) for p in (1, 16, 34, 70)] == [1, 70, None, 286] and paper.same_share(70, 256) == 70
 
 
 @pytest.mark.parametrize("change, message", [
     (dict(image_size=24, load_size=24), "power of 2"), (dict(loss="GAN+cycle"), "for pix2pix one of"), (dict(load_size=8), "--load-size 8"),
     (dict(patch=70), "--patch 70: expected for 16 px one of 1, 16"), (dict(model="cyclegan", image_size=18, load_size=20), "multiple of 4"),
-    (dict(width=0), "--width 0"), (dict(betas=(.5,)), "two numbers")])
+    (dict(width=0), "--width 0"),
+    (dict(model="cyclegan", pool_size=1), "--pool-size 1: expected 0, or at least"), (dict(betas=(.5,)), "two numbers")])
 def test_settings_that_do_not_fit_are_refused(tiny_p, change, message):
     with pytest.raises(UserError, match=message):
         paper.train(dataclasses.replace(tiny_p, **change))
