@@ -589,8 +589,7 @@ class Run:
 
     def _resume(self, path):
         saved, ours = load_checkpoint(path), _comparable(self.cfg)
-        if saved.get("paper") != paper_of(self.cfg):
-            raise UserError(f"{path}: a checkpoint of {saved.get('paper', 'something else')}, not of {paper_of(self.cfg)}; give another --run folder")
+        check_paper(saved, path, paper_of(self.cfg))
         different = [f"{k} (was {saved['config'].get(k)!r}, now {v!r})" for k, v in ours.items()
                      if k not in ("steps", "epochs") and saved["config"].get(k, v) != v]
         if saved.get("about") != self.about:
@@ -833,6 +832,12 @@ def load_checkpoint(path):
         raise UserError(f"{path}: no such checkpoint; train first, or give --run") from None
     except Exception as error:
         raise UserError(f"{path}: not a checkpoint that can be loaded safely ({str(error).splitlines()[0][:90]})") from None
+
+
+def check_paper(saved, path, paper):
+    """A UserError if a checkpoint of ours belongs to another paper's script."""
+    if saved.get("paper") != paper:
+        raise UserError(f"{path}: a checkpoint of {saved.get('paper', 'something else')}, not of {paper}; give another --run or --weights")
 
 
 def load_weights(net, state, source):

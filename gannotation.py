@@ -690,8 +690,7 @@ def sample_grid(G, data, n=8):
 def load_generator(G, saved, path):
     """G's weights from a checkpoint of ours or from the authors' published generator. Returns the checkpoint's config, or {}."""
     if "nets" in saved:
-        if saved.get("paper") != Path(__file__).stem:
-            raise UserError(f"{path}: a checkpoint of {saved.get('paper')}, not of gannotation")
+        common.check_paper(saved, path, Path(__file__).stem)
         common.load_weights(G, saved["nets"].get("G", {}), path)
         return saved["config"]
     common.load_weights(G, authors_weights(saved.get("state_dict", saved)), path)

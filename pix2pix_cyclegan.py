@@ -679,8 +679,7 @@ def beside(path, name):
 def load_networks(path, saved, wanted, nets):
     """Fill networks from a checkpoint of ours, or from the authors' files (the others of a model lie beside the first). Names of those filled."""
     if "paper" in saved:
-        if saved["paper"] != Path(__file__).stem:
-            raise UserError(f"{path}: a checkpoint of {saved['paper']}, not of {Path(__file__).stem}")
+        common.check_paper(saved, path, Path(__file__).stem)
         for name, net in zip(wanted, nets, strict=True):
             common.load_weights(net, saved["nets"].get(name, {}), path)
         return wanted
@@ -856,8 +855,8 @@ def ablate(cfg):
     cycle      C Tables 4, 5, as L1 to the truth, mean of both directions. Both cycles and GAN: nearer than GAN alone in every
                seed, than the cycle alone in every seed, and in the mean than either one-way cycle.
 
-    The tables set model, loss and skips. Writes ablation.json, or ablation_<part>.json, and a .png beside it. An interrupted
-    ablation continues.
+    The tables set model, loss and skips. Writes ablation.json, or ablation_<part>.json, a .png beside it, and for each part
+    ablation_<part>_samples.png. An interrupted ablation continues.
     """
     if cfg.data:
         raise UserError("--ablate measures against the truth, which only toy faces have; leave --data out")
@@ -918,7 +917,20 @@ def ablate(cfg):
         study.claim("cycle", "L1 to the truth, both directions (Tables 4, 5): GAN alone, with both cycles", gan, both,
                     nearer_than_GAN_alone_in_every_seed=(both < gan).all(), nearer_than_the_cycle_alone_in_every_seed=(both < cycle).all(),
                     nearer_than_one_way=both.mean() < min(forward.mean(), backward.mean()))
+    for part, rows in parts.items():
+        draw_table({name: jobs[place[part, name], SEEDS[0]] for name in rows}, Path(cfg.run) / f"ablation_{part}_samples.png")
     study.write(base, Path(cfg.run) / ("ablation.json" if cfg.part == "all" else f"ablation_{cfg.part}.json"))
+
+
+def draw_table(runs, path, n=4):
+    """The same held-out pictures through the G of every row, side by side: x, one column a run, y."""
+    columns = {}
+    for name, one in runs.items():
+        G, data = trained(one)[0], make_data(one, test=True)
+        torch.manual_seed(0)
+        x, y = some(data, n)
+        columns = {"x": x} | columns | {name: translate(one, G, x)}
+    grid([*columns.values(), y], [*columns, "y"], max(1, 128 // one.image_size)).save(path)
 
 
 # ===================================================================================================== inference

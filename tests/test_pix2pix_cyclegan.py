@@ -667,6 +667,7 @@ def test_ablate_runs_every_part_and_judges(tiny_p, monkeypatch, capsys):
     result = common.json.loads((Path(cfg.run) / "ablation.json").read_text())
     assert len(result["claims"]) == 4 and len(result["criteria"]) == 10 and result["verdict"] in ("reproduced", "partly reproduced", "not reproduced")
     assert {"losses: L1+cGAN, mean", "generator: encoder-decoder, L1+cGAN, std", "patch: patch 1, mean", "cycle: GAN+forward, mean"} <= result["rows"].keys()
+    assert Image.open(Path(cfg.run) / "ablation_losses_samples.png").width > 6 * 128 and (Path(cfg.run) / "ablation_cycle_samples.png").exists()
     assert result["rows"]["losses: L1+cGAN, mean"]["paper IoU"] == .17 and "paper class" not in result["rows"]["generator: U-Net, L1+cGAN, mean"]
     assert not any(k.startswith("paper") for k in result["rows"]["cycle: GAN, mean"])
     paper.ablate(dataclasses.replace(cfg, part="patch"))                 # all done: only measured again
