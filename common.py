@@ -247,6 +247,11 @@ ImageFile.LOAD_TRUNCATED_IMAGES = False
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
+def pictures_in(folder):
+    """The picture files of a folder, by their names' endings, in order of name."""
+    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_FILES)
+
+
 def open_image(path):
     """Any picture file -> RGB PIL image, upright (EXIF), grey and palette expanded, transparency over white. UserError names the file."""
     try:
@@ -891,7 +896,7 @@ def _alone_on_a_core():
 class Ablation:
     """The trainings of an ablation, {(name, seed): cfg}, and what comes of them: rows and claims over the seeds.
 
-    run(function, device): results[name, seed] = function(cfg), a dict of numbers. row and claim: see there. write(...): the report.
+    run(function, device): results[name, seed] = function(cfg), a dict of numbers. row and claim: see there. write(cfg): the report.
     """
 
     def __init__(self, jobs):
@@ -923,15 +928,17 @@ class Ablation:
                             "seeds without": without.tolist(), "seeds with": with_.tolist(),
                             "verdict": "reproduced" if good == len(criteria) else "partly reproduced" if good else "not reproduced"})
 
-    def write(self, cfg, path, **more):
-        """The report as `path` (.json), with a picture of the claims beside it (.png), and printed."""
+    def write(self, cfg):
+        """The report as ablation.json, or ablation_<part>.json, in cfg.run, with a picture of the claims beside it (.png), and printed."""
+        path = Path(cfg.run) / ("ablation.json" if cfg.part == "all" else f"ablation_{cfg.part}.json")
         verdicts = {c["verdict"] for c in self.claims}
-        result = {"command": command(), "commit": commit(), "hardware": hardware(cfg), "torch": torch.__version__, "seeds": self.seeds, "steps": cfg.steps,
+        result = {"command": command(), "commit": commit(), "hardware": hardware(cfg), "torch": torch.__version__, "seeds": self.seeds,
+                  "steps": max(one.steps for one in self.jobs.values()),
                   "seconds": sum(read_jsonl(Path(one.run) / "metrics.jsonl")[-1]["seconds"] for one in self.jobs.values()),
                   "rows": self.rows, "criteria": self.criteria, "verdict": verdicts.pop() if len(verdicts) == 1 else "partly reproduced",
-                  "claims": self.claims, **more, "runs": {f"{name}, seed {seed}": values for (name, seed), values in self.results.items()}}
+                  "claims": self.claims, "runs": {f"{name}, seed {seed}": values for (name, seed), values in self.results.items()}}
         write_json(path, result)
-        draw_claims(self.claims, Path(path).with_suffix(".png"))
+        draw_claims(self.claims, path.with_suffix(".png"))
         print(table(result))
         print("; ".join(f"{k}: {'yes' if v else 'no'}" for k, v in self.criteria.items()))
 

@@ -203,8 +203,7 @@ def scan(cfg):
     root = Path(cfg.data)
 
     def files(name):
-        folder = root / name
-        return sorted(p for p in folder.iterdir() if p.suffix.lower() in common.IMAGE_FILES) if folder.is_dir() else []
+        return common.pictures_in(root / name) if (root / name).is_dir() else []
 
     def split(train, test):
         return (train, test) if test else ([p for k, p in enumerate(train) if k % 10 != 9], train[9::10])
@@ -502,12 +501,17 @@ def validate(cfg):
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected {expected}")
 
 
+def n_steps(cfg, pictures):
+    """--steps, or --epochs over so many pictures."""
+    return cfg.steps or cfg.epochs * -(-pictures // cfg.batch_size)
+
+
 def train(cfg):
     """The papers' training. Writes cfg.run; returns [G], or [G, F] (on cfg.device)."""
     validate(cfg)
     torch.manual_seed(cfg.seed)
     data, held_out = make_data(cfg), make_data(cfg, test=True)
-    cfg.steps = cfg.steps or cfg.epochs * -(-len(data) // cfg.batch_size)
+    cfg.steps = n_steps(cfg, len(data))
     nets = build_pix2pix(cfg) if cfg.model == "pix2pix" else build_cyclegan(cfg)
     if cfg.weights:
         load_networks(cfg.weights, common.load_checkpoint(cfg.weights), names(cfg), nets)
@@ -752,7 +756,7 @@ def measure(cfg, translators, data):
     for k, net in enumerate(translators):
         (x, truth), paint = (banks, painters[1]) if k == 0 else (banks[::-1], painters[0])
         y, label = translate(cfg, net, x), "GF"[k]
-        shown = {label: y}
+        true_histograms, true_sharpness, shown = histograms(truth), max(sharpness(truth), 1e-6), {label: y}
         if data.paired:
             shown |= {f"{label}: the truth": truth} | ({f"{label}: copy the input": x} if len(translators) == 2 else {})
         for name, picture in shown.items():
@@ -760,8 +764,8 @@ def measure(cfg, translators, data):
             if data.paired:
                 row["L1"] = ((picture - truth).abs().mean() / 2).item()
                 row["SSIM"] = piq.ssim((picture / 2 + .5).clamp(0, 1), truth / 2 + .5, data_range=1.).item()
-            row |= {f"hist {c}": v.item() for c, v in zip("Lab", torch.minimum(histograms(picture), histograms(truth)).sum(1), strict=True)}
-            row["sharpness"] = sharpness(picture) / max(sharpness(truth), 1e-6)
+            row |= {f"hist {c}": v.item() for c, v in zip("Lab", torch.minimum(histograms(picture), true_histograms).sum(1), strict=True)}
+            row["sharpness"] = sharpness(picture) / true_sharpness
             if data.faces is not None and paint is not pencil:
                 row |= read_regions(cfg, paint, data.faces, picture)
         if len(translators) == 2:
@@ -863,8 +867,7 @@ def ablate(cfg):
     folder = Path(cfg.run) / "ablation"
     if cfg.fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    steps = cfg.steps or cfg.epochs * -(-cfg.people // cfg.batch_size)
-    base = dataclasses.replace(cfg, fresh=False, part="all", loss="full", skips=True, weights="", steps=steps)
+    base = dataclasses.replace(cfg, fresh=False, part="all", loss="full", skips=True, weights="", steps=n_steps(cfg, cfg.people))
     parts = {part: rows for part, rows in tables(base).items() if cfg.part in ("all", part)}
     if "patch" in parts and f"patch {cfg.patch}" not in list(parts["patch"])[1:-1]:
         raise UserError(f"--patch {cfg.patch}: the table compares it with the smallest and the largest; expected one of "
@@ -919,7 +922,7 @@ def ablate(cfg):
                     nearer_than_one_way=both.mean() < min(forward.mean(), backward.mean()))
     for part, rows in parts.items():
         draw_table({name: jobs[place[part, name], SEEDS[0]] for name in rows}, Path(cfg.run) / f"ablation_{part}_samples.png")
-    study.write(base, Path(cfg.run) / ("ablation.json" if cfg.part == "all" else f"ablation_{cfg.part}.json"))
+    study.write(cfg)
 
 
 def draw_table(runs, path, n=4):
@@ -941,7 +944,7 @@ def infer(cfg, files, backward, half, squeeze, out):
 
     Sides that the networks cannot halve often enough are padded by repeating the edge, and cut again.
     """
-    paths = [p for f in map(Path, files) for p in (sorted(q for q in f.iterdir() if q.suffix.lower() in common.IMAGE_FILES) if f.is_dir() else [f])]
+    paths = [p for f in map(Path, files) for p in (common.pictures_in(f) if f.is_dir() else [f])]
     if not paths:
         raise UserError(f"{files[0]}: no pictures in this folder")
     images = [common.open_image(p) for p in paths]

@@ -274,16 +274,13 @@ def scan_attributes(cfg, root, path):
 
 def scan_classes(cfg, root):
     """Class folders, with or without train/ and test/ above them; or RaFD's own file names."""
-    def pictures(folder):
-        return sorted(p for p in folder.iterdir() if p.suffix.lower() in common.IMAGE_FILES)
-
     parts = [(root / "train", False), (root / "test", True)]
     if not all(f.is_dir() for f, _ in parts):
         parts = [(root / "train" if (root / "train").is_dir() else root, None)]
-    items = [(p, folder.name, is_test) for part, is_test in parts for folder in sorted(part.iterdir()) if folder.is_dir() for p in pictures(folder)]
+    items = [(p, folder.name, is_test) for part, is_test in parts for folder in sorted(part.iterdir()) if folder.is_dir() for p in common.pictures_in(folder)]
     if not items:
         rafd = re.compile(r"rafd(\d+)_(\d+)_.*_([a-z]+)_(frontal|left|right)$", re.I)
-        named = [(p, rafd.match(p.stem)) for p in pictures(root)]
+        named = [(p, rafd.match(p.stem)) for p in common.pictures_in(root)]
         # 45, 90, 135 degrees: three of the five angles, as the paper; every tenth person is held out
         items = [(p, m[3].lower(), int(m[2]) % 10 == 0) for p, m in named if m and m[1] in ("045", "090", "135")]
     if not items:
@@ -995,7 +992,7 @@ def ablate(cfg):
         claim("triple", "L1 error that five edits in a row add: without and with GANnotation's triple loss", without, with_,
               less_excess_in_every_seed=(with_ < without).all(),
               direct_not_worse_by_10_per_cent=values("with triple", "direct").mean() <= 1.1 * values("attributes", "direct").mean())
-    study.write(cfg, Path(cfg.run) / ("ablation.json" if cfg.part == "all" else f"ablation_{cfg.part}.json"))
+    study.write(cfg)
 
 
 # ===================================================================================================== inference
