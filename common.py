@@ -377,6 +377,16 @@ def draw(bank, index, device):
     return bank[index.to(bank.device)].to(device, non_blocking=True).float() / 127.5 - 1
 
 
+def draw_crops(bank, index, top, left, size, device, mirror=None):
+    """As `draw`, of each picture the size x size square whose corner is top[i], left[i]; where mirror[i], left and right change places."""
+    index, top, left = (t.to(bank.device) for t in (index, top, left))
+    axis = torch.arange(size, device=bank.device)
+    columns = axis if mirror is None else torch.where(mirror[:, None].to(bank.device), axis.flip(0), axis)
+    rows, columns = top[:, None] + axis, left[:, None] + columns
+    x = bank[index[:, None, None, None], torch.arange(3, device=bank.device)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    return x.to(device, non_blocking=True).float() / 127.5 - 1
+
+
 def decode_all(paths, decode, array, skip_bad):
     """array[i] = decode(i) for every path, in threads, with a progress bar. Returns the indices that could be read.
 

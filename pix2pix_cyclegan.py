@@ -191,11 +191,7 @@ class Pictures:
         return index, top, left, torch.rand(batch_size, generator=g) < .5
 
     def view(self, bank, index, top, left, mirror):
-        index, top, left, mirror = (t.to(bank.device) for t in (index, top, left, mirror))
-        axis = torch.arange(self.cfg.image_size, device=bank.device)
-        rows, columns = top[:, None] + axis, left[:, None] + torch.where(mirror[:, None], axis.flip(0), axis)
-        x = bank[index[:, None, None, None], torch.arange(3, device=bank.device)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
-        return x.to(self.cfg.device, non_blocking=True).float() / 127.5 - 1
+        return common.draw_crops(bank, index, top, left, self.cfg.image_size, self.cfg.device, mirror)
 
 
 def scan(cfg):

@@ -700,8 +700,8 @@ JUDGE_PEOPLE, JUDGE_FRAMES, JUDGE_STEPS = 400, 10, 700
 
 
 class Judge(nn.Module):
-    """A small network that measures pictures: "identity" gives a unit vector [B, 128], "landmarks" [B, 68, 2] pixels, "regions"
-    logits [B, 10, S, S] over REGIONS.
+    """A small network that measures pictures: "identity" gives a unit vector [B, 128], "landmarks" [B, 68, 2] pixels, "yaw"
+    degrees [B], "regions" logits [B, 10, S, S] over REGIONS.
 
     Input [B, 3, S, S] in [-1, 1], any S. `features(x)` returns the four feature maps (for losses that compare features).
     Judges are trained on renders of people of their own, never those of a paper's training or test set.
@@ -713,7 +713,7 @@ class Judge(nn.Module):
         self.convs = nn.ModuleList(nn.Sequential(nn.Conv2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
                                    for a, b in zip(widths, widths[1:], strict=False))
         self.fc = nn.Linear(16 * widths[-1], 128 if kind == "identity" else 256)
-        self.head = nn.Linear(128, n_classes, bias=False) if kind == "identity" else nn.Linear(256, 136)
+        self.head = nn.Linear(128, n_classes, bias=False) if kind == "identity" else nn.Linear(256, 1 if kind == "yaw" else 136)
         if kind == "regions":                                          # back up, beside the maps of the way down
             del self.fc, self.head
             self.ups = nn.ModuleList(nn.Sequential(nn.Conv2d(a + b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
@@ -743,14 +743,16 @@ class Judge(nn.Module):
         feature = self.embed(self.features(x)[-1])
         if self.kind == "identity":
             return F.normalize(feature, dim=1)
+        if self.kind == "yaw":
+            return 60 * self.head(F.relu(feature))[:, 0]
         return (self.head(F.relu(feature)).unflatten(1, (68, 2)) + .5) * x.shape[-1]
 
 
 def judge(kind, size, seed, device="cpu", cache="runs/cache"):
     """A trained, frozen Judge and its own error on true renders of people it never saw; cached. A minute to train on two cores.
 
-    kind: "identity" (error: the equal error rate of telling two people apart), "landmarks" (error: mean distance, px) or
-    "regions" (error: share of pixels put into another region).
+    kind: "identity" (error: the equal error rate of telling two people apart), "landmarks" (error: mean distance, px),
+    "yaw" (error: mean, degrees) or "regions" (error: share of pixels put into another region).
     seed: judges of different seeds have seen different people; use one in a loss and another to measure.
     """
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
@@ -784,7 +786,7 @@ def _train_judge(net, kind, size, seed, device):
         net.__init__(kind)
         net.to(device).train()
         faces = videos(JUDGE_PEOPLE, JUDGE_FRAMES, first)
-        images, truth = (render(faces, size) * 127).to(torch.int8), (regions if kind == "regions" else landmarks)(faces, size)
+        images, truth = (render(faces, size) * 127).to(torch.int8), faces.yaw if kind == "yaw" else (regions if kind == "regions" else landmarks)(faces, size)
         person = torch.arange(JUDGE_PEOPLE, device=device).repeat_interleave(JUDGE_FRAMES)
         steps = JUDGE_STEPS // 2 if kind == "regions" else JUDGE_STEPS       # every pixel teaches
         optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-3)
@@ -798,7 +800,7 @@ def _train_judge(net, kind, size, seed, device):
             elif kind == "regions":
                 loss = F.cross_entropy(net(x), truth[k])
             else:
-                loss = (net(x) - truth[k]).abs().mean() / size
+                loss = (net(x) - truth[k]).abs().mean() / size         # pixels, or degrees
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -811,6 +813,8 @@ def _train_judge(net, kind, size, seed, device):
             return (out.argmax(1) != regions(strangers, size)).float().mean().item()
         if kind == "landmarks":
             return (out - landmarks(strangers, size)).norm(dim=2).mean().item()
+        if kind == "yaw":
+            return (out - strangers.yaw).abs().mean().item()
         cosine, who = out @ out.T, torch.arange(60, device=device).repeat_interleave(6)
         same = who[:, None] == who[None, :]
         other, same = cosine[~same], cosine[same & ~torch.eye(len(who), dtype=torch.bool, device=device)]
