@@ -608,7 +608,7 @@ class Run:
         different = [f"{k} (was {saved['config'].get(k)!r}, now {v!r})" for k, v in ours.items()
                      if k not in ("steps", "epochs") and saved["config"].get(k, v) != v]
         if saved.get("about") != self.about:
-            different.append(f"data set (was {saved.get('about')}, now {self.about})")
+            different.append("data set (was {}, now {})".format(*(textwrap.shorten(repr(about), 80) for about in (saved.get("about"), self.about))))
         if different:
             raise UserError(f"{self.folder} holds a run with another {', '.join(different)}; give the same settings, "
                             "another --run folder, or --fresh to start over")
@@ -1098,13 +1098,19 @@ def _main(paper, argv):
 
 
 def table(result):
-    """rows of a report, {name: {measure: number}}, as aligned text; then its notes and verdict."""
-    rows = result["rows"]
-    columns = list(dict.fromkeys(k for row in rows.values() for k in row))
-    width = max(len(name) for name in rows) + 2
-    lines = [" " * width + "".join(f"{c:>{max(10, len(c) + 2)}}" for c in columns)]
-    for name, row in rows.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{row[c]:>{max(10, len(c) + 2)}.4f}" if c in row else " " * max(10, len(c) + 2) for c in columns))
+    """rows of a report, {name: {measure: number}}, as aligned text; then its notes and verdict. Rows that share no measure with
+    those above them get a heading of their own."""
+    blocks, width = [], max(map(len, result["rows"])) + 2
+    for name, row in result["rows"].items():
+        if not blocks or not any(row.keys() & above.keys() for above in blocks[-1].values()):
+            blocks.append({})
+        blocks[-1][name] = row
+    lines = []
+    for rows in blocks:
+        columns = list(dict.fromkeys(k for row in rows.values() for k in row))
+        lines.append(" " * width + "".join(f"{c:>{max(10, len(c) + 2)}}" for c in columns))
+        for name, row in rows.items():
+            lines.append(f"{name:<{width}}" + "".join(f"{row[c]:>{max(10, len(c) + 2)}.4f}" if c in row else " " * max(10, len(c) + 2) for c in columns))
     return "\n".join(lines + [f"{k}: {result[k]}" for k in ("notes", "summary", "verdict") if k in result])
 
 

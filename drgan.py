@@ -13,8 +13,8 @@ The claim. f recognises a face from the side better than features without this t
 is better than their mean; w falls with yaw and blur. (We could not confirm the papers' tables to the digit, so none is printed
 here.) `--ablate` measures it on faces whose identity, pose and blur are known.
 
-Equations. Both papers *maximise* sums of log-likelihoods; here the cross-entropies are minimised, which is the same. Numbers of T
-are as we remember them; (7) and (11) of T, (4) and (5) of C are the sums in `train`:
+Equations. Both papers *maximise* sums of log-likelihoods; here the cross-entropies are minimised, which is the same. Numbers of
+equations and sections are as we remember them; (7) and (11) of T, (4) and (5) of C are the sums in `train`:
     [T(4)] real or drawn, for D
     [T(5)] identity of real faces, for D
     [T(6)] pose of real faces, for D
@@ -43,12 +43,13 @@ The last tenth of the people (CFP's fold 10; of Multi-PIE all after the 200th) i
 fiducials where they are there, from the brows to the chin; else the central square is taken: align your pictures before.
 
 Where papers and code differ. C has one softmax of N_d + 1 classes, T a real-or-drawn output of its own: the same width; T's is
-the default, `--head cvpr` gives the other. Dropout on the confidences is in the paper and in no code we read; here it is done
-(one picture always stays). Fusion is divided by the sum of the confidences (one port forgets it: the feature grows with n and
-G drowns in noise). The last layer of the encoder has no ELU (authors' code; two ports have it): features may be negative, a
-confidence may come near 0. Drawings of fused features are shown to D too (paper; one port shows it only single ones). No L1
+the default, `--head cvpr` gives the other, without weights. Dropout on the confidences is in the paper and in no code we read; here it is done
+(one picture always stays). Fusion is divided by the sum of the confidences (one port forgets it: its features grow with n). The
+last layer of the encoder has no ELU (authors' code; two ports have it): features may be
+negative, a confidence may come near 0. Drawings of fused features are shown to D too (paper; one port shows it only single ones). No L1
 between output and input (one port's single mode): it asks for the pose of the input. Colour, though C's tables are of grey
-pictures. The authors' code trains the encoder as a classifier first: `--pretrain STEPS`.
+pictures. The authors' code trains the encoder as a classifier first: `--pretrain STEPS`. A multi-image model may begin as a
+single-image one: `--images-per-subject 6 --weights SINGLE/last.pt`.
 
 Why is D never asked for the pose of a drawn face? Its pose is a wish, not a label: early drawings show any pose, and D would
 learn wrong answers. And if D learned from drawings, the two could agree on a private mark for each code: no pose loss, and
@@ -60,6 +61,7 @@ G at first, normalised fusion. All drawings in one pose? Look at D's pose accura
 then at the health word. Two coarse poses (CFP) are a weak teacher; more angles are a better one.
 """
 import dataclasses
+import os
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -130,8 +132,8 @@ class Album:
     """Pictures of people in poses, one person after the other.
 
     bank: uint8 [N, 3, L, L]; who, pose: [N] indices into people and poses (names; yaw in degrees as text, or frontal, profile).
-    frontal: index of the frontal pose. Toy pictures: faces, what they were drawn from; blur [N] and cover [N, 3], how they are
-    spoilt (see `spoil`).
+    frontal: index of the frontal pose; yaw [N]: |yaw| in degrees (profile: 90). paths: the files of photographs. Toy pictures:
+    faces, what they were drawn from; blur [N] and cover [N, 3], how they are spoilt (see `spoil`); clean [N]: they are not.
     """
     bank: torch.Tensor
     who: torch.Tensor
@@ -141,10 +143,19 @@ class Album:
     faces: toyfaces.Face | None = None
     blur: torch.Tensor | None = None
     cover: torch.Tensor | None = None
+    paths: tuple = ()
 
     @property
     def frontal(self):
         return self.poses.index("frontal" if "frontal" in self.poses else "0")
+
+    @property
+    def yaw(self):
+        return torch.tensor([{"frontal": 0, "profile": 90}.get(pose) if pose.isalpha() else abs(int(pose)) for pose in self.poses])[self.pose]
+
+    @property
+    def clean(self):
+        return torch.ones(len(self.who), dtype=torch.bool) if self.blur is None else (self.blur == 0) & (self.cover[:, 2] == 0)
 
 
 class Faces:
@@ -172,9 +183,14 @@ class Faces:
 
 def pictures(album, index, cfg):
     """Pictures `index` for testing: [b, 3, S, S], the middle of each, spoilt as the album says."""
-    corner = torch.full((len(index),), (album.bank.shape[-1] - cfg.image_size) // 2)
-    x = draw_crops(album.bank, index, corner, corner, cfg.image_size, cfg.device)
+    x = middle(common.draw(album.bank, index, cfg.device), cfg)
     return x if album.blur is None else spoil(x, album.blur[index].to(x.device), album.cover[index].to(x.device))
+
+
+def middle(x, cfg):
+    """The middle image_size x image_size of stored pictures [B, 3, L, L]."""
+    edge = (x.shape[-1] - cfg.image_size) // 2
+    return x[..., edge:edge + cfg.image_size, edge:edge + cfg.image_size]
 
 
 def some_spoilt(n, share, g):
@@ -199,18 +215,18 @@ def spoil(x, blur, cover):
     return y * (1 - ((cover[:, 2, None, None] - distance) * S + .5).clamp(0, 1) * (cover[:, 2, None, None] > 0))[:, None]
 
 
-TRAIN_SEED, TEST_SEED, TEST_PEOPLE, TEST_COPIES = 40_000, 50_000, 100, 4    # people drawn from other seeds are other people
+TRAIN_SEED, TEST_SEED, TEST_PEOPLE, TEST_COPIES = 40_000, 39_000, 100, 6    # people drawn from other seeds are other people
 
 
 def toy_album(cfg, n_people, copies, seed, test=False):
-    """People without make-up, `copies` pictures at each of nine yaws: each in a light, place, dress and mood of its own.
+    """People without make-up, `copies` pictures at each of nine yaws: each in a light, place, dress and mood of its own. White wall.
 
     test: the first picture at yaw 0 is the gallery's, neutral, in a plain light, unspoilt; of the others every second is spoilt.
     """
     people = toyfaces.sample(n_people, seed, cfg.device, pose=0, makeup=False)
-    faces = toyfaces.frames(people, len(YAWS) * copies, seed + 1, pose=.3, vary=toyfaces.SCENE)
+    faces = toyfaces.frames(people, len(YAWS) * copies, seed + 1, pose=.3, vary=("light", "light_strength", "clothes"))
     pose = torch.arange(len(YAWS)).repeat_interleave(copies).repeat(n_people)
-    faces = faces.set(yaw=torch.tensor(YAWS, dtype=torch.float32)[pose], zoom=1.2 * faces.zoom)
+    faces = faces.set(yaw=torch.tensor(YAWS, dtype=torch.float32)[pose], zoom=1.2 * faces.zoom, background=1.)
     blur, cover = some_spoilt(len(pose), 1., torch.Generator().manual_seed(seed)) if test else (None, None)
     if test:
         copy = torch.arange(copies).repeat(n_people * len(YAWS))
@@ -236,29 +252,30 @@ def scan(cfg):
         raise UserError(f"{root}: found {n} pictures, but neither 001/frontal/ and 001/profile/ (CFP), nor names like 001_01_01_051_07.png (Multi-PIE), "
                         "nor folders of people with poses.txt beside them; see --help")
     items, poses, bad = found["items"], found["poses"], found["bad"]
+    above = os.path.commonpath([path.parent.parent if found["kind"] == "cfp" else path.parent for path, *_ in items])
+    if found["kind"] != "multipie":                                    # a person is a folder, named from where the folders part
+        items = [(path, Path(os.path.relpath(path.parent.parent if found["kind"] == "cfp" else path.parent, above)).as_posix(), k) for path, _, k in items]
     people = sorted({person for _, person, _ in items})
     counts = np.bincount([k for *_, k in items], minlength=len(poses))
-    n_test = held_out(cfg, found["kind"], len(people))
-    if len(people) < 2 or not 0 < n_test < len(people):
-        raise UserError(f"{root}: {len(people)} people, {n_test} of them held out; expected some of each" + (f"; {bad[0]}" if bad else ""))
     number = {person: k for k, person in enumerate(people)}
     items = sorted(items, key=lambda item: (item[1], item[2], not item[0].stem.endswith("_07"), str(item[0])))   # Multi-PIE's gallery: light 07
+    n_test = held_out(cfg, found["kind"], len(people))
     return dict(images=[path for path, *_ in items], who=[number[person] for _, person, _ in items], pose=[k for *_, k in items], n_test=n_test,
                 people=tuple(f"{found['kind']}/{person}" for person in people), poses=poses, kind=found["kind"], bad=bad,
                 bytes_per_image=3 * load_size(cfg) ** 2,
                 notes={"kind": found["kind"], "people": f"{len(people)}, the last {n_test} held out",
-                       "poses": ", ".join(f"{pose} ({n})" for pose, n in zip(poses, counts, strict=True))})
+                       "poses": ", ".join(f"{pose} ({n})" for pose, n in zip(poses, counts, strict=True))} | found.get("notes", {}))
 
 
 def held_out(cfg, kind, n):
     """How many people are tested on: Multi-PIE trains on 200; else a tenth, as CFP's tenth fold, but ten of a small set."""
-    return cfg.test_people or (max(1, n - 200) if kind == "multipie" else max(n // 10, min(10, n // 5)))
+    return cfg.test_people or (n - 200 if kind == "multipie" and n > 210 else max(n // 10, min(10, n // 3)))
 
 
 def scan_cfp(root):
     """<anything>/001/{frontal,profile}/01.jpg."""
     folders = [f for name in ("frontal", "profile") for f in sorted(root.rglob(name)) if f.is_dir() and "Fiducials" not in f.parts]
-    items = [(p, f.parent.name, ("frontal", "profile").index(f.name)) for f in folders for p in common.pictures_in(f)]
+    items = [(p, None, ("frontal", "profile").index(f.name)) for f in folders for p in common.pictures_in(f)]
     return items and dict(items=items, poses=("frontal", "profile"), kind="cfp", bad=[])
 
 
@@ -271,89 +288,109 @@ def scan_multipie(root):
 
 def scan_folders(root):
     """A folder for each person, and poses.txt: a line "folder/file yaw" for each picture, degrees."""
-    path, items, bad = root / "poses.txt", [], []
+    path, items, bad = root / "poses.txt", {}, []
     if not path.exists():
         return None
     bins = tuple(range(-90, 91, 15))
     for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
         if not line.strip():
             continue
-        name, _, yaw = line.strip().replace(",", " ").rpartition(" ")
+        name, _, yaw = re.sub(r"[,\s]+(?=\S*$)", "\t", line.strip()).rpartition("\t")
         try:
-            yaw = float(yaw)
-            if not -180 <= yaw <= 180:
+            nearest = min(range(len(bins)), key=lambda k: abs(bins[k] - float(yaw)))                  # noqa: B023
+            if not abs(float(yaw)) <= 97.5:
                 raise ValueError
         except ValueError:
-            bad.append(f"{path}: {line.strip()!r}; expected a picture and its yaw in degrees, e.g. 0000045/001.jpg -32.5")
+            bad.append(f"{path}: {line.strip()!r}; expected a picture and its yaw from -90 to 90 degrees, e.g. 0000045/001.jpg -32.5")
             continue
-        file = root / name.strip()
-        if not file.exists():
-            bad.append(f"{path}: {name.strip()} is not there")
+        if not (root / name).exists():
+            bad.append(f"{path}: {name} is not there")
         else:
-            items.append((file, file.parent.name, min(range(len(bins)), key=lambda k: abs(bins[k] - yaw))))
+            items[root / name] = (root / name, None, nearest)
     if not items:
         raise UserError((bad + [f"{path}: empty; expected a line with a picture and its yaw in degrees for each picture"])[0])
-    return dict(items=items, poses=tuple(map(str, bins)), kind="folders", bad=bad)
+    there = sum(1 for p in root.rglob("*") if p.suffix.lower() in common.IMAGE_FILES)
+    return dict(items=list(items.values()), poses=tuple(map(str, bins)), kind="folders", bad=bad,
+                notes={"pictures without a line in poses.txt": there - len(items)})
+
+
+def fiducials_of(path):
+    """CFP's file of 30 points for a picture, or None if there is none."""
+    parts = list(path.with_suffix(".txt").parts)
+    if "Images" not in parts:
+        return None
+    parts[len(parts) - 1 - parts[::-1].index("Images")] = "Fiducials"
+    return Path(*parts) if Path(*parts).exists() else None
 
 
 def face_square(path, image):
-    """(low, high) of the square to cut: by CFP's fiducials (30 points from the brows to the chin) if they are there; else the central one."""
-    parts = list(path.with_suffix(".txt").parts)
-    points = None
-    if "Images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("Images")] = "Fiducials"
-        file = Path(*parts)
-        if file.exists():
-            try:
-                points = np.array([[float(v) for v in line.replace(",", " ").split()] for line in file.read_text().split("\n") if line.strip()])
-            except ValueError:
-                points = None
-            if points is None or points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-                raise UserError(f"{file}: expected 30 lines 'x,y'")
-    if points is None:
-        middle, half = np.array(image.size) / 2 - .5, min(image.size) / 2
-    else:                                                              # a frontal face has them on its left half and on the middle
-        low, high = points.min(0), points.max(0)
+    """(low, high) of the square to cut: by CFP's fiducials if they are there; else the central one.
+
+    In the files the points run from the brows to the chin; of a frontal face they cover its left half and the middle line.
+    """
+    file = fiducials_of(path)
+    if file is None:
+        centre, half = np.array(image.size) / 2 - .5, min(image.size) / 2
+    else:
+        try:
+            points = np.array([[float(v) for v in line.replace(",", " ").split()] for line in file.read_text().splitlines() if line.strip()])
+            low, high = points.min(0), points.max(0)
+            if points.shape != (30, 2) or not (low > -np.array(image.size)).all() or not (high < 2 * np.array(image.size)).all() or not high[1] - low[1] > 4:
+                raise ValueError
+        except ValueError:
+            raise UserError(f"{file}: expected 30 lines 'x,y' on the picture of {image.width} x {image.height}") from None
         half = .85 * (high[1] - low[1])
-        middle = np.array([high[0] if path.parent.name == "frontal" else (low[0] + high[0]) / 2, .55 * low[1] + .45 * high[1]])
-    return torch.tensor(middle - half), torch.tensor(middle + half)
+        centre = np.array([high[0] if path.parent.name == "frontal" else (low[0] + high[0]) / 2, .55 * low[1] + .45 * high[1]])
+    return torch.tensor(centre - half), torch.tensor(centre + half)
 
 
-def photographs(cfg, keep, found=None):
+def photographs(cfg, keep, found):
     """The pictures of the people for whom keep(index, name) holds, decoded once."""
-    found, L = found or scan(cfg), load_size(cfg)
-    common.report_bad(found["bad"], len(found["images"]) + len(found["bad"]), cfg.skip_bad)
-    kept = [k for k, name in enumerate(found["people"]) if keep(k, name)]
-    number = {k: new for new, k in enumerate(kept)}
-    mine = [k for k, who in enumerate(found["who"]) if who in number]
+    L = load_size(cfg)
+    mine = [k for k, who in enumerate(found["who"]) if keep(who, found["people"][who])]
     images = [found["images"][k] for k in mine]
 
     def decode(k):
         image = common.open_image(images[k])
         return np.asarray(common.crop(image, *face_square(images[k], image), L)).transpose(2, 0, 1)
 
-    bank, good = common.decoded_bank(cfg, images, (3, L, L), decode, "drgan")
-    who, pose = (torch.tensor([f(mine[k]) for k in good]) for f in (lambda k: number[found["who"][k]], lambda k: found["pose"][k]))
-    return Album(bank, who, pose, tuple(found["people"][k] for k in kept), found["poses"])
+    key = [file and (file.stat().st_size, file.stat().st_mtime_ns) for file in map(fiducials_of, images)]
+    bank, good = common.decoded_bank(cfg, images, (3, L, L), decode, key)
+    kept = sorted({found["who"][mine[k]] for k in good})                # with --skip-bad a person may have gone
+    number = {k: new for new, k in enumerate(kept)}
+    who, pose = torch.tensor([number[found["who"][mine[k]]] for k in good]), torch.tensor([found["pose"][mine[k]] for k in good])
+    return Album(bank, who, pose, tuple(found["people"][k] for k in kept), found["poses"], paths=tuple(images[k] for k in good))
 
 
-def make_data(cfg, test=False, known=()):
-    """The album to train on, or one of people never trained on (test; known: names of the people that a model was trained on)."""
+def make_data(cfg, known=None):
+    """(album to train on, album of people never trained on).
+
+    known: names of the people that a finished model was trained on; then the first album is None, and all people of a data set
+    that none of them belongs to are strangers.
+    """
     if not cfg.data:
-        return toy_album(cfg, TEST_PEOPLE, TEST_COPIES, TEST_SEED, True) if test else toy_album(cfg, cfg.people, cfg.copies, TRAIN_SEED + 10 * cfg.seed)
+        train = None if known else toy_album(cfg, cfg.people, cfg.copies, TRAIN_SEED + 10 * cfg.seed)
+        return train, toy_album(cfg, TEST_PEOPLE, TEST_COPIES, TEST_SEED, True)
     found = scan(cfg)
-    n_train = len(found["people"]) - found["n_test"]
-    if set(known) & set(found["people"]) or not known:
-        return photographs(cfg, (lambda k, name: k >= n_train and name not in known) if test else (lambda k, name: k < n_train), found)
-    return photographs(cfg, lambda k, name: True, found)               # another data set than the one trained on: all are strangers
+    common.report_bad(found["bad"], len(found["images"]) + len(found["bad"]), cfg.skip_bad)
+    everyone, n_train = set(found["people"]), len(found["people"]) - found["n_test"]
+    if known and not everyone & set(known):
+        n_train = 0
+    elif not 2 <= n_train <= len(everyone) - 4:
+        raise UserError(f"{cfg.data}: {len(everyone)} people, {found['n_test']} of them held out; expected at least 2 to train on and 4 to test on; "
+                        "see --test-people")
+    test = photographs(cfg, lambda k, name: k >= n_train and name not in (known or ()), found)
+    if len(test.people) < 4 or len(test.who) == len(test.people):
+        raise UserError(f"{cfg.data}: {len(test.who)} pictures of {len(test.people)} people to test on; expected at least 4 people, some with several")
+    return None if known else photographs(cfg, lambda k, name: k < n_train, found), test
 
 
 # ====================================================================================================== networks
 
 class Encoder(nn.Module):
-    """G_enc of C Table 1 (and D's trunk): 3 x 3 convolutions, batch norm, ELU. [B, 3, S, S] -> f [B, n_out].
+    """G_enc of C Table 1 (and D's trunk): 3 x 3 convolutions, batch norm, ELU, mean. [B, 3, S, S] -> f [B, n_out].
 
-    No ELU after the last: features may be negative, and a confidence use all of (0, 1). 2,861,984 parameters for 320.
+    No ELU after the last (D has one): features may be negative, and a confidence use all of (0, 1). 2,861,984 parameters for 320.
     """
     #        32-64 | 64-64-128 | 128-96-192 | 192-128-256 | 256-160-n_out; stride 2 at the first of each but the first
     LAYERS = ((32, 1), (64, 1), (64, 2), (64, 1), (128, 1), (128, 2), (96, 1), (192, 1), (192, 2), (128, 1), (256, 1), (256, 2), (160, 1))
@@ -425,7 +462,7 @@ class Discriminator(nn.Module):
         self.trunk, self.fc = Encoder(max(1, round(feature * width)), width=width), nn.Linear(max(1, round(feature * width)), sum(self.sizes))
 
     def forward(self, x):
-        return self.fc(F.elu(self.trunk(x))).split(self.sizes, 1)
+        return self.fc(F.elu(self.trunk.main(x)).mean((2, 3))).split(self.sizes, 1)
 
 
 # ======================================================================================================== losses
@@ -500,7 +537,8 @@ def loss_softmax(logits, y_d):
 class Balance(nn.Module):
     """C 4.1: once D is near its optimum, G gets more steps than D. A module, so that it stands in the checkpoint.
 
-    "near": the person read rightly in 9 of 10 real pictures (running mean); the paper gives no number, one port this one.
+    "near": the person read rightly in 9 of 10 real pictures; the paper gives no number, one port this one. Looked at now and
+    then only, and kept on the processor: a GPU would have to wait for every look.
     """
 
     def __init__(self, g_steps):
@@ -509,10 +547,11 @@ class Balance(nn.Module):
         self.register_buffer("accuracy", torch.zeros(()))
 
     def D_is_due(self, step):
-        return step % self.g_steps == 0 or self.accuracy.item() < .9
+        return step % self.g_steps == 0 or self.accuracy < .9
 
-    def note(self, d_real, y_d):
-        self.accuracy.lerp_((d_real.argmax(1) == y_d).float().mean(), .02)
+    def note(self, step, d_real, y_d):
+        if step % (4 * self.g_steps) == 0:
+            self.accuracy.lerp_((d_real.argmax(1) == y_d).float().mean().cpu(), .2)
 
 
 def validate(cfg):
@@ -564,18 +603,22 @@ def train(cfg):
     """The papers' training, step by step. Writes cfg.run; returns G (on cfg.device)."""
     validate(cfg)
     torch.manual_seed(cfg.seed)
-    album, held_out = make_data(cfg), make_data(cfg, test=True)
+    album, strangers = make_data(cfg)
     data, n_poses = Faces(cfg, album), len(album.poses)
     G, D = build(cfg, len(album.people), n_poses)
-    balance, who = Balance(cfg.g_steps).to(cfg.device), nn.Linear(G.n_f, len(album.people)).to(cfg.device)      # `who`: of --pretrain
+    about = {"people": sorted(album.people), "poses": list(album.poses)}
+    balance, who = Balance(cfg.g_steps), nn.Linear(G.n_f, len(album.people)).to(cfg.device)          # `who`: of --pretrain
     if cfg.weights:
-        common.load_weights(G, G_of(common.load_checkpoint(cfg.weights), cfg.weights), cfg.weights)
+        state, before = G_of(cfg.weights)
+        grown = {k: torch.cat([v, own[-1:]]) if (own := G.state_dict().get(k, v)).shape[:1] == (len(v) + 1,) else v
+                 for k, v in state.items() if v.dim()} if G.multi else {}                  # a single-image model has no confidence yet
+        common.load_weights(G, state | grown, cfg.weights)
+        about["people"] = sorted({*album.people, *before["about"]["people"]})              # never to be tested on
     say(f"{len(album.who)} pictures of {len(album.people)} people, poses {' '.join(album.poses)}; {cfg.images_per_subject} a person in a batch; "
         f"G {common.n_parameters(G):,} parameters, D {common.n_parameters(D):,}")
     opt_G = torch.optim.Adam([*G.parameters(), *who.parameters()], cfg.lr, cfg.betas, fused=True)
     opt_D = torch.optim.Adam(D.parameters(), cfg.lr, cfg.betas, fused=True)
-    run = Run(cfg, {"G": G, "D": D, "who": who, "balance": balance}, {"G": opt_G, "D": opt_D}, data, HEALTH,
-              about={"people": list(album.people), "poses": list(album.poses)})
+    run = Run(cfg, {"G": G, "D": D, "who": who, "balance": balance}, {"G": opt_G, "D": opt_D}, data, HEALTH, about)
 
     log, real, fake = {}, None, None
     for step, (x, y_d, y_p) in run.batches(cfg.batch_size):                                # x [B, n, 3, S, S], y_d [B], y_p [B, n]
@@ -583,6 +626,7 @@ def train(cfg):
         if step <= cfg.pretrain:                                                           # authors' code: a recogniser first
             L["softmax"] = loss_softmax(who(G.encode(x_all)[0]), y_all)                                           # [softmax]
             run.update("G", L["softmax"])
+            log = {}
         else:
             x_hat, c, whose = draws(G, x, n_poses, cfg)                                    # in poses that have nothing to do with the input's
 
@@ -596,7 +640,8 @@ def train(cfg):
                 else:
                     L["D"] = loss_cvpr_D(real, fake, y_all, p_all, cfg.lambda_pose)                               # C(4)
                 run.update("D", sum(L.values()))
-                balance.note(real[1].detach(), y_all)
+                balance.note(step, real[1], y_all)
+                log["D_pose"] = (real[2].argmax(1) == p_all).float().mean()                # does D itself know the poses?
 
             # 2. G: real, the person of the input, the pose asked for ---------------------------------------------- T(11)
             with frozen(D):
@@ -613,9 +658,9 @@ def train(cfg):
 
         # 3. What happened --------------------------------------------------------------------------------------------
         if run.logs(step):
-            run.log(step, **report(G, held_out, cfg, real, fake), D_accuracy=balance.accuracy, **log)
+            run.log(step, **report(G, strangers, cfg, real, fake), D_id=balance.accuracy, **log)
         if run.samples(step):
-            run.sample(step, sample_grid(G, held_out, cfg))
+            run.sample(step, sample_grid(G, strangers, cfg))
     return G
 
 
@@ -640,8 +685,7 @@ def some(album, n, cfg):
     people = torch.linspace(0, len(album.people) - 1, min(n, len(album.people))).round().long()
     index = []
     for k, person in enumerate(people):
-        mine = (album.who == person).nonzero()[:, 0]
-        mine = mine if album.blur is None else mine[(album.blur[mine] == 0) & (album.cover[mine, 2] == 0)]
+        mine = ((album.who == person) & album.clean).nonzero()[:, 0]
         index.append(mine[min(len(mine) - 1, k * len(mine) // len(people))])
     return torch.stack(index)
 
@@ -649,13 +693,11 @@ def some(album, n, cfg):
 def truth(album, index, pose, cfg):
     """The toy faces `index` truly in pose [n] (or one for all), all else equal: [n, 3, S, S]."""
     yaw = torch.tensor(YAWS, dtype=torch.float32)[pose].to(cfg.device).expand(len(index))
-    x = toyfaces.render(album.faces[index.to(album.faces.yaw.device)].set(yaw=yaw), load_size(cfg))
-    edge = (load_size(cfg) - cfg.image_size) // 2
-    return x[..., edge:edge + cfg.image_size, edge:edge + cfg.image_size]
+    return middle(toyfaces.render(album.faces[index.to(album.faces.yaw.device)].set(yaw=yaw), load_size(cfg)), cfg)
 
 
 @torch.no_grad()
-def report(G, album, cfg, real, fake, n=16):
+def report(G, album, cfg, real, fake, n=8):
     """The health word, and the numbers behind it, on held-out pictures (in units of the full range, 0 ... 1). G is left in training mode.
 
     turn: how much drawings of one input differ from code to code; people: how much those of one code differ from person to
@@ -699,20 +741,21 @@ def sample_grid(G, album, cfg, n=6):
 
 # ==================================================================================================== evaluation
 
-def G_of(saved, path):
-    """The generator's weights in a checkpoint of ours."""
+def G_of(path):
+    """(the generator's weights, the whole checkpoint) of a checkpoint of ours."""
+    saved = common.load_checkpoint(path)
     common.check_paper(saved, path, Path(__file__).stem)
-    return saved["nets"].get("G", {})
+    return saved["nets"].get("G", {}), saved
 
 
 def trained(cfg):
     """(G, about) of cfg.run or cfg.weights: about holds the people trained on and the poses. cfg takes over what G and its data depend on."""
     path = cfg.weights or Path(cfg.run) / "last.pt"
-    saved = common.load_checkpoint(path)
-    state = G_of(saved, path)
-    for name in ("image_size", "load_size", "feature", "noise", "width", "images_per_subject", "pose_code", "test_people"):
+    state, saved = G_of(path)
+    for name in ("image_size", "load_size", "feature", "noise", "width", "images_per_subject", "pose_code"):
         setattr(cfg, name, saved["config"][name])
-    cfg.data = cfg.data or saved["config"]["data"]
+    if not cfg.data:
+        cfg.data, cfg.test_people = saved["config"]["data"], saved["config"]["test_people"]
     G, _ = build(cfg, 1, len(saved["about"]["poses"]))
     common.load_weights(G, state, path)
     return G.eval(), saved["about"]
@@ -726,13 +769,9 @@ def encode_all(G, album, cfg):
 
 
 def gallery_of(album):
-    """One picture a person: the first frontal one (people without any: the first). [n people] indices."""
-    chosen = []
-    for person in range(len(album.people)):
-        mine = (album.who == person).nonzero()[:, 0]
-        frontal = mine[album.pose[mine] == album.frontal]
-        chosen.append((frontal if len(frontal) else mine)[0])
-    return torch.stack(chosen)
+    """One picture a person: the first of those that are least turned. [n people] indices."""
+    everyone = [(album.who == person).nonzero()[:, 0] for person in range(len(album.people))]
+    return torch.stack([mine[album.yaw[mine].argmin()] for mine in everyone])
 
 
 def identify(gallery, probes):
@@ -743,60 +782,48 @@ def identify(gallery, probes):
 def verification_pairs(album, first, second, folds, g):
     """CFP's rule: people in folds, and for each person seven pairs of the same and seven of different people, all within the fold.
 
-    first, second: pose indices (tensors) of either side; returns a, b: picture indices, same: bool, fold. Fewer pictures, fewer pairs.
+    first, second: which pictures [N] bool may stand on either side; returns a, b: indices, same: bool, fold. Fewer pictures, fewer pairs.
     """
-    a, b, same, fold = [], [], [], []
-    by_person = [[index[torch.isin(album.pose[index], poses)] for poses in (first, second)]
-                 for index in ((album.who == person).nonzero()[:, 0] for person in range(len(album.people)))]
-    for number, people in enumerate(torch.arange(len(album.people)).tensor_split(folds)):
+    rows = []
+    of = [[(side & (album.who == person)).nonzero()[:, 0].tolist() for side in (first, second)] for person in range(len(album.people))]
+    for fold, people in enumerate(torch.arange(len(album.people)).tensor_split(folds)):
         for person in people.tolist():
-            left, right = by_person[person]
-            pairs = [(i, j) for i in left.tolist() for j in right.tolist() if i != j and not (torch.equal(left, right) and i > j)]
-            for k in torch.randperm(len(pairs), generator=g)[:7].tolist():
-                a.append(pairs[k][0]), b.append(pairs[k][1]), same.append(True), fold.append(number)
-            others = [p for p in people.tolist() if p != person and len(by_person[p][1])]
-            for _ in range(min(7, len(pairs)) if others else 0):
-                other = by_person[others[torch.randint(len(others), (), generator=g)]][1]
-                a.append(left[torch.randint(len(left), (), generator=g)].item())
-                b.append(other[torch.randint(len(other), (), generator=g)].item()), same.append(False), fold.append(number)
-    return torch.tensor(a, dtype=torch.long), torch.tensor(b, dtype=torch.long), torch.tensor(same, dtype=torch.bool), torch.tensor(fold)
+            left, right = of[person]
+            pairs = sorted({(min(i, j), max(i, j)) if left == right else (i, j) for i in left for j in right if i != j})
+            rows += [(*pairs[k], True, fold) for k in torch.randperm(len(pairs), generator=g)[:7].tolist()]
+            others = [(i, j) for other in people.tolist() if other != person for i in left for j in of[other][1]]
+            rows += [(*others[k], False, fold) for k in torch.randperm(len(others), generator=g)[:min(7, len(pairs))].tolist()]
+    return [torch.tensor(column) for column in zip(*rows, strict=True)] if rows else None
 
 
-def official_pairs(album, root, kind, found):
+def official_pairs(album, root, kind):
     """CFP's own pairs of `kind` (FF or FP) among the people of an album, or None without Protocol/ or with fewer than two folds of them.
 
     Pair_list_F.txt and Pair_list_P.txt number the pictures; Split/FF/01 ... 10 hold same.txt and diff.txt, a line "a,b" for each
     pair: a of list F, b of list F or, for FP, of list P.
     """
-    protocol = next((p for p in (root / "Protocol", root.parent / "Protocol") if p.is_dir()), None)
-    if protocol is None:
+    protocol = next((p for p in (root / "Protocol", root.parent / "Protocol", root.parent.parent / "Protocol") if p.is_dir()), None)
+    if protocol is None or "frontal" not in album.poses:
         return None
-    place = {}                                                         # ("001", "frontal", "01") -> picture of the album
-    names = {name: k for k, name in enumerate(album.people)}
-    order = [k for k, who in enumerate(found["who"]) if found["people"][who] in names]
-    for position, k in enumerate(order):
-        place[found["images"][k].parts[-3:-1] + (found["images"][k].stem,)] = position
+    place = {(*path.parts[-3:-1], path.stem): k for k, path in enumerate(album.paths)}     # ("001", "frontal", "01") -> picture of the album
 
     def numbered(path):
         rows = (line.split() for line in path.read_text().splitlines() if line.strip())
         return {int(number): (*Path(file).parts[-3:-1], Path(file).stem) for number, file in rows}
 
-    out = []
+    rows = []
     try:
         lists = [numbered(protocol / f"Pair_list_{letter}.txt") for letter in ("F", kind[1])]
-        for number, folder in enumerate(sorted((protocol / "Split" / kind).iterdir())):
+        for fold, folder in enumerate(sorted((protocol / "Split" / kind).glob("[0-9]*"))):
             for same in (True, False):
                 for line in (folder / f"{'same' if same else 'diff'}.txt").read_text().split():
                     pair = [place.get(table[int(i)]) for table, i in zip(lists, line.split(","), strict=True)]
                     if None not in pair:
-                        out.append((*pair, same, number))
+                        rows.append((*pair, same, fold))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{protocol}: not as CFP distributes it ({str(error).splitlines()[0]}); expected Pair_list_F.txt, Pair_list_P.txt, "
                         "Split/FF/01/same.txt; or leave Protocol/ out: pairs are then drawn by its rule") from None
-    if len({fold for *_, fold in out}) < 2:
-        return None
-    a, b, same, fold = zip(*out, strict=True)
-    return torch.tensor(a), torch.tensor(b), torch.tensor(same), torch.tensor(fold)
+    return [torch.tensor(column) for column in zip(*rows, strict=True)] if len({fold for *_, fold in rows}) > 1 else None
 
 
 def verification(score, same, fold):
@@ -805,22 +832,22 @@ def verification(score, same, fold):
     accuracy and std over the folds, each at the threshold that is best on the others (CFP's protocol); AUC; EER, the equal error rate.
     """
     score, same, fold = score.double().numpy(), same.numpy(), fold.numpy()
-    order = np.argsort(score, kind="stable")
-    ranked = np.concatenate([[-np.inf], (score[order][1:] + score[order][:-1]) / 2, [np.inf]])
 
-    def best(mask):                                                    # all thresholds at once: right = same above, different below
-        s = same[order][mask[order]]
-        right = np.concatenate([[0], np.cumsum(~s)]) + np.concatenate([np.cumsum(s[::-1])[::-1], [0]])
-        k = right.argmax()
-        values = score[order][mask[order]]
-        return -np.inf if k == 0 else np.inf if k == len(values) else (values[k - 1] + values[k]) / 2
+    def curve(mask):                                                   # at every threshold: same below it, different at or above it
+        values, place = np.unique(score[mask], return_inverse=True)
+        missed, passed = (np.concatenate([[0], np.bincount(place[same[mask] == kind], minlength=len(values)).cumsum()]) for kind in (True, False))
+        between = np.concatenate([[-np.inf], (values[1:] + values[:-1]) / 2, [np.inf]])
+        return between, missed, passed[-1] - passed
 
-    accuracy = [((score >= best(fold != one)) == same)[fold == one].mean() for one in np.unique(fold)]
-    missed = np.concatenate([[0], np.cumsum(same[order])]) / max(1, same.sum())                  # the same person, below the threshold
-    let_in = 1 - np.concatenate([[0], np.cumsum(~same[order])]) / max(1, (~same).sum())
+    accuracy = []
+    for one in np.unique(fold):
+        between, missed, let_in = curve(fold != one)
+        accuracy.append(((score >= between[(missed + let_in).argmin()]) == same)[fold == one].mean())
+    _, missed, let_in = curve(np.ones(len(fold), dtype=bool))
+    missed, let_in = missed / max(1, same.sum()), let_in / max(1, (~same).sum())
     k = np.abs(missed - let_in).argmin()
-    return {"accuracy": float(np.mean(accuracy)), "std": float(np.std(accuracy)), "AUC": float(np.trapezoid(1 - missed[::-1], let_in[::-1])),
-            "EER": float((missed[k] + let_in[k]) / 2), "pairs": float(len(ranked) - 1)}
+    AUC = ((let_in[:-1] - let_in[1:]) * (2 - missed[1:] - missed[:-1])).sum() / 2
+    return {"accuracy": float(np.mean(accuracy)), "std": float(np.std(accuracy)), "AUC": float(AUC), "EER": float((missed[k] + let_in[k]) / 2)}
 
 
 def spearman(a, b):
@@ -852,7 +879,7 @@ def pose_probe(f, pose, who):
     return ((x[~learn] @ W[:-1] + W[-1]).argmax(1) == pose[~learn]).float().mean().item()
 
 
-def sets_of(album, gallery, n, g, spoilt=None, each=4):
+def sets_of(album, gallery, n, g, spoilt=None, each=20):
     """`each` sets of n pictures a person, without the gallery's: [M, n] indices, in random order. spoilt: how many of them are (toy faces)."""
     out = []
     for person in range(len(album.people)):
@@ -861,8 +888,8 @@ def sets_of(album, gallery, n, g, spoilt=None, each=4):
             if spoilt is None:
                 pick = mine[torch.randperm(len(mine), generator=g)[:n]]
             else:
-                bad = (album.blur[mine] > 0) | (album.cover[mine, 2] > 0)
-                pick = torch.cat([part[torch.randperm(len(part), generator=g)[:k]] for part, k in ((mine[bad], spoilt), (mine[~bad], n - spoilt))])
+                good = album.clean[mine]
+                pick = torch.cat([part[torch.randperm(len(part), generator=g)[:k]] for part, k in ((mine[~good], spoilt), (mine[good], n - spoilt))])
             if len(pick) == n:
                 out.append(pick[torch.randperm(n, generator=g)])
     return torch.stack(out) if out else torch.empty(0, n, dtype=torch.long)
@@ -885,36 +912,33 @@ def rotation(cfg, G, album, f, gallery):
     """
     yaw_of, identity = (toyfaces.judge(kind, cfg.image_size, 2, cfg.device, cfg.cache)[0] for kind in ("yaw", "identity"))
     faces_known, g = identity(pictures(album, gallery, cfg)), torch.Generator().manual_seed(4)
-    clean = ((album.blur == 0) & (album.cover[:, 2] == 0)).nonzero()[:, 0]
     inputs = torch.stack([mine[torch.randint(len(mine), (len(YAWS),), generator=g)] for person in range(len(album.people))
-                          for mine in [clean[album.who[clean] == person]]])                            # [people, N_p]
-    rows, far = {}, common.defaultdict(list)
+                          for mine in [(album.clean & (album.who == person)).nonzero()[:, 0]]])        # [people, N_p]
+    rows, far, yaws = {}, [], torch.tensor(YAWS, device=cfg.device)
     for k, pose in enumerate(album.poses):
         index = inputs[:, k]
         x, true = pictures(album, index, cfg), truth(album, index, k, cfg)
         c = torch.full((len(index),), k, device=x.device)
         y = G.decode(f[index].to(x.device), code(c, len(album.poses), cfg), noise(len(index), cfg))
-        turn, found = (torch.tensor(YAWS)[album.pose[index]] - YAWS[k]).abs(), {}
+        turned_far, found = (torch.tensor(YAWS)[album.pose[index]] - YAWS[k]).abs() >= 30, {}
         for name, picture in (("", y), ("copy ", x), ("truth ", true)):
-            found |= {name + "reached": ((yaw_of(picture) - YAWS[k]).abs() < 7.5).float(),
+            found |= {name + "reached": ((yaw_of(picture)[:, None] - yaws).abs().argmin(1) == k).float(),
                       name + "L1": (picture - true).abs().flatten(1).mean(1) / 2,
                       name + "SSIM": piq.ssim((picture / 2 + .5).clamp(0, 1), true / 2 + .5, data_range=1., reduction="none"),
                       name + "who": (identify(faces_known, identity(picture)).cpu() == album.who[index]).float()}
         rows[pose] = {name: value.mean().item() for name, value in found.items()}
-        for name, value in found.items():
-            far[name].append(value.cpu()[turn >= 30])
-    return rows, {name: torch.cat(values).mean().item() for name, values in far.items()}
+        far.append({name: value.cpu()[turned_far] for name, value in found.items()})
+    return rows, {name: torch.cat([values[name] for values in far]).mean().item() for name in found}
 
 
-def measure(cfg, G, album, found=None):
+def measure(cfg, G, album):
     """All measures of one model on an album of strangers, as rows of a table. See `evaluate`."""
     G.eval()
     f, w = encode_all(G, album, cfg)
-    gallery, g = gallery_of(album), torch.Generator().manual_seed(5)
-    good = torch.ones(len(album.who), dtype=torch.bool) if album.blur is None else (album.blur == 0) & (album.cover[:, 2] == 0)
-    probe = good & ~torch.isin(torch.arange(len(album.who)), gallery)
+    gallery, g, toy = gallery_of(album), torch.Generator().manual_seed(5), album.faces is not None
+    probe = album.clean & ~torch.isin(torch.arange(len(album.who)), gallery)
     right = identify(f[gallery], f) == album.who
-    drawn, far = rotation(cfg, G, album, f, gallery) if album.faces is not None and len(album.poses) == G.n_poses else ({}, {})
+    drawn, far = rotation(cfg, G, album, f, gallery) if toy and len(album.poses) == G.n_poses else ({}, {})
     rows = {}
     for k, pose in enumerate(album.poses):
         mine = probe & (album.pose == k)
@@ -922,54 +946,46 @@ def measure(cfg, G, album, found=None):
             rows[f"pose {pose}"] = {"rank-1": right[mine].float().mean().item(), "confidence": w[mine].mean().item(),
                                     **{name: v for name, v in drawn.get(pose, {}).items() if not name.startswith(("copy", "truth"))}}
     rows["mean of the poses"] = {name: float(np.mean([row[name] for row in rows.values()])) for name in next(iter(rows.values()))}
-    rows["features"] = {"pose in f": pose_probe(f[good], album.pose[good], album.who[good])}
-    if far:
-        for name, prefix in (("turned by 30 and more", ""), ("the input instead", "copy "), ("the true faces", "truth ")):
+    for name, prefix in (("turned by 30 and more", ""), ("the input instead", "copy "), ("the true faces", "truth ")):
+        if far:
             rows[name] = {k: far[prefix + k] for k in ("reached", "L1", "SSIM", "who")}
-
-    side = torch.tensor([k for k, pose in enumerate(album.poses) if pose == "profile" or pose.lstrip("-").isdigit() and abs(int(pose)) >= 60])
-    for name, second in (("FF", torch.tensor([album.frontal])), ("FP", side)):
-        pairs = official_pairs(album, Path(cfg.data), name, found) if found and found["kind"] == "cfp" else None
-        a, b, same, fold = pairs or verification_pairs(subset(album, good), torch.tensor([album.frontal]), second, min(10, len(album.people) // 2), g)
-        if same.any() and not same.all():
-            place = torch.arange(len(album.who)) if pairs else good.nonzero()[:, 0]
-            a, b = (F.normalize(f[place[k]], dim=1) for k in (a, b))
-            rows[f"verification {name}" + ", CFP's pairs" * (pairs is not None)] = verification((a * b).sum(1), same, fold)
+    if toy:
+        rows["features"] = {"pose in f": pose_probe(f[album.clean], album.pose[album.clean], album.who[album.clean])}
+    frontal, side = album.clean & (album.pose == album.frontal), album.clean & (album.yaw >= 60)
+    for kind, second in (("FF", frontal), ("FP", side)):
+        official = official_pairs(album, Path(cfg.data), kind) if cfg.data else None
+        pairs = official or verification_pairs(album, frontal, second, min(10, len(album.people) // 2), g)
+        if pairs and pairs[2].any() and not pairs[2].all():
+            a, b = (F.normalize(f[k], dim=1) for k in pairs[:2])
+            rows[f"verification {kind}" + ", CFP's pairs" * bool(official)] = verification((a * b).sum(1), *pairs[2:])
     for n in range(1, 7):
         sets = sets_of(album, gallery, n, g)
         if len(sets):
             rows[f"{n} pictures a person"] = fusions(album, f, w, gallery, sets)
-    if album.blur is not None:
+    if toy:
         for k in range(5):
             rows[f"6 pictures, {k} spoilt"] = fusions(album, f, w, gallery, sets_of(album, gallery, 6, g, k))
     if G.multi:
-        yaw = album.pose if "profile" in album.poses else torch.tensor([abs(int(p)) for p in album.poses])[album.pose]
-        rows["confidence against"] = {"yaw": spearman(w, yaw)} if album.blur is None else {
-            "yaw": spearman(w[good], yaw[good]), "blur": spearman(w, album.blur), "cover": spearman(w, album.cover[:, 2])}
+        rows["confidence against"] = {"yaw": spearman(w[album.clean], album.yaw[album.clean])}
+        if toy:                                                        # each alone: a covered picture is not blurred, and no better for it
+            blurred, covered = album.cover[:, 2] == 0, album.blur == 0
+            rows["confidence against"] |= {"blur": spearman(w[blurred], album.blur[blurred]), "cover": spearman(w[covered], album.cover[covered, 2])}
     return rows
-
-
-def subset(album, keep):
-    """The pictures of an album where keep [N] holds: who and pose alone."""
-    return dataclasses.replace(album, who=album.who[keep], pose=album.pose[keep], bank=None, faces=None, blur=None, cover=None)
 
 
 def evaluate(cfg):
     """Recognition and rotation, on people never trained on. Writes evaluation.json.
 
     rank-1: share of probes whose nearest gallery picture (one frontal picture a person, cosine of f) is of the same person, by
-    pose (the Multi-PIE protocol); confidence: mean w. Verification: frontal-frontal and frontal-profile (toy: 60 degrees) as in
+    pose (as on Multi-PIE); confidence: mean w. Verification: frontal-frontal and frontal-profile (toy: 60 degrees) as in
     CFP; with CFP's own pairs where Protocol/ is there and at least two of its folds are strangers, else with pairs drawn by the
     same rule. 1 to 6 pictures a person: rank-1 of features fused by confidence, by mean, or of the most trusted picture alone.
     Toy faces also: reached, L1, SSIM, who: see `rotation`; pose in f: see `pose_probe` (chance 1/9); spoilt pictures in a set;
     rank correlation of w with |yaw|, blur and cover. `reached` and `who` of the true faces show how much their judges err.
     """
     G, about = trained(cfg)
-    found = scan(cfg) if cfg.data else None
-    album = make_data(cfg, test=True, known=about["people"])
-    if found and len(album.people) < 4:
-        raise UserError(f"{cfg.data}: {len(album.people)} people that the model has not been trained on; expected at least 4")
-    rows = measure(cfg, G, album, found)
+    _, album = make_data(cfg, about["people"])
+    rows = measure(cfg, G, album)
     notes = f"{len(album.people)} people never trained on, {len(album.who)} pictures; chance of rank-1 {1 / len(album.people):.3f}"
     notes += f"; G {common.n_parameters(G):,} parameters"
     if not cfg.data:
@@ -985,14 +1001,14 @@ def evaluate(cfg):
 SEEDS = (0, 1, 2)
 # The trainings of each part; a training that two parts need is done once.
 PARTS = {
-    "pose": {"single": {}, "classifier": dict(pretrain=-1), "no pose code": dict(pose_code=False), "no pose head": dict(lambda_pose=0.)},
+    "pose": {"single": {}, "classifier": dict(pretrain=-1), "no pose code": dict(pose_code=False, lambda_pose=0.), "no pose head": dict(lambda_pose=0.)},
     "fusion": {"multi": dict(images_per_subject=6)},
 }
 
 
 def _ablation_run(cfg):
     """One training of the ablation and its measures (in a process of its own on a CPU), as {"row: measure": number}."""
-    rows = measure(cfg, train(cfg), make_data(cfg, test=True))
+    rows = measure(cfg, train(cfg), make_data(cfg)[1])
     return {f"{row}: {name}": value for row, values in rows.items() for name, value in values.items()}
 
 
@@ -1001,8 +1017,8 @@ def ablate(cfg):
 
     pose    rank-1 against the same encoder trained as a softmax classifier for as many steps: at least 3 points better at 60
             degrees, at least 1 in the mean of the nine poses, above it in every seed; a linear probe reads the pose from f at least
-            20 points worse; drawings reach the pose asked for in at least 80 % (without pose code at most 25 %), and at turns of
-            30 degrees and more are nearer to the true face than the input is.
+            20 points worse; drawings reach the pose asked for in at least 80 % (without pose code, and without D's pose head, at
+            most 25 %), and at turns of 30 degrees and more are nearer to the true face than the input is.
     fusion  six pictures of which 2, 3 or 4 are spoilt: fused by confidence at least 1 point above the mean, and within 1 point of
             it with none spoilt; rank correlation of the confidence with blur and with |yaw| at most -0.5.
 
@@ -1026,7 +1042,6 @@ def ablate(cfg):
     study = common.Ablation(jobs)
     for seed in SEEDS:                                                 # before the processes, which would all draw and train them
         make_data(dataclasses.replace(base, seed=seed))
-    make_data(base, test=True)
     for kind in ("yaw", "identity"):
         toyfaces.judge(kind, cfg.image_size, 2, cfg.device, cfg.cache)
     study.run(_ablation_run, cfg.device)
@@ -1053,9 +1068,10 @@ def ablate(cfg):
               above_in_every_seed=((ours > plain) & (ours_mean > plain_mean)).all())
         claim("leak", "pose read from f by a linear probe: the classifier's, DR-GAN's", leak, ours_leak, True,
               twenty_points_less_pose_in_f=leak.mean() - ours_leak.mean() >= .2)
-        reached, blind = (np.mean([values(name, f"pose {yaw}: reached") for yaw in YAWS], axis=0) for name in ("single", "no pose code"))
+        reached, blind, untold = (values(name, "mean of the poses: reached") for name in ("single", "no pose code", "no pose head"))
         claim("rotation", "drawings that reach the pose asked for: without pose code, with", blind, reached, True,
               reached_in_80_per_cent=reached.mean() >= .8, without_pose_code_at_most_25_per_cent=blind.mean() <= .25,
+              without_pose_head_at_most_25_per_cent=untold.mean() <= .25,
               nearer_to_the_truth_than_the_input=((values("single", "turned by 30 and more: L1") < values("single", "the input instead: L1"))
                                                   & (values("single", "turned by 30 and more: SSIM") > values("single", "the input instead: SSIM"))).all())
     if "fusion" in parts:
@@ -1079,7 +1095,7 @@ def infer(cfg, files, pose, to, out):
     """FILE...: pictures of one person. Writes <first>.png, a sheet of that person in every pose, and <first>.gif, the head turning.
 
     Several pictures are fused; each one's confidence is printed. --to: pictures of another person; one row for each of seven
-    steps between the two features, and <first>_to_<second>.gif. Pictures are cut to their central square.
+    steps between the two features, and <first>_to_<second>.gif. Pictures are cut as those that were trained on.
     """
     groups = [[common.open_image(file) for file in group] for group in (files, to or [])]
     G, about = trained(cfg)
@@ -1088,14 +1104,15 @@ def infer(cfg, files, pose, to, out):
     for one in wanted:
         if one not in poses:
             raise UserError(f"--pose {one}: this model draws {', '.join(poses)}")
-    edge, features, inputs = (L - cfg.image_size) // 2, [], []
+    features, inputs = [], []
     for names, photos in zip((files, to or []), groups, strict=True):
         if photos:
-            x = torch.stack([common.to_tensor(common.square(photo, L)) for photo in photos]).to(cfg.device)
-            x = x[..., edge:edge + cfg.image_size, edge:edge + cfg.image_size]
+            cut = [common.crop(photo, *face_square(Path(name), photo), L) for name, photo in zip(names, photos, strict=True)]
+            x = middle(torch.stack([common.to_tensor(photo) for photo in cut]).to(cfg.device), cfg)
             f, w = G.encode(x)
             for name, photo, one in zip(names, photos, w, strict=True):
-                print(f"{name}: {photo.width} x {photo.height}, central square" + (f", confidence {one:.3f}" if G.multi else ""))
+                print(f"{name}: {photo.width} x {photo.height}, {'square around the fiducials' if fiducials_of(Path(name)) else 'central square'}"
+                      + (f", confidence {one:.3f}" if G.multi else ""))
             features.append(torch.cat([f, fuse(f[None], w[None])])), inputs.append(x)
     blank = torch.ones_like(inputs[0][:1])
     if to:                                                             # from one fused feature to the other
@@ -1112,7 +1129,8 @@ def infer(cfg, files, pose, to, out):
     grid([first, *y.unbind(1)], ["input", *wanted], scale).save(folder / f"{name}.png")
     print(folder / f"{name}.png")
     shown = y.transpose(0, 1)[:, :, None] if to else y[-1][:, None, None]                      # [poses, steps or 1, 1, 3, S, S]
-    frames = list(shown[len(shown) // 2]) if to else list(shown.flatten(1, 2))
+    front = next((wanted.index(one) for one in ("0", "frontal") if one in wanted), len(wanted) // 2)
+    frames = list(shown[front]) if to else list(shown.flatten(1, 2))
     frames = frames + frames[-2:0:-1]
     common.write_gif([grid([frame], None, 2 * scale) for frame in frames], folder / f"{name}.gif", 160)
     print(folder / f"{name}.gif")

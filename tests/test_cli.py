@@ -11,6 +11,7 @@ from PIL import Image
 
 import common
 import gannotation
+import test_drgan
 import test_pix2pix_cyclegan
 import test_stargan
 import toyfaces
@@ -147,6 +148,33 @@ def test_stargan_takes_two_data_folders(call, tmp_path):
 ])
 def test_stargan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
     code, _, err = call(*argv, "--people", "2", "--device", "cpu", *call.cache, paper="stargan")
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert not list(tmp_path.glob("runs/*/last.pt"))
+
+
+def test_drgan_trains_evaluates_infers_checks_and_benches(call, tmp_path, monkeypatch):
+    test_drgan.quick(monkeypatch)
+    flags = ["--scale", "small", *call.cache, *tiny_flags(test_drgan.TINY)]
+    a, b = (test_drgan.picture(tmp_path / f"{name}.png", k) for k, name in enumerate("ab"))
+    code, out, err = call("--train", "--evaluate", "--infer", a, b, "--pose", "0", "-15", "--images-per-subject", "2", *flags, paper="drgan")
+    assert code == 0 and not err and "verification FP" in out and "turned by 30 and more" in out and "confidence 0." in out, err
+    assert (tmp_path / "runs/drgan/inferred/a.gif").exists()
+    code, out, _ = call("--bench", *flags, paper="drgan")
+    assert code == 0 and "ms per step" in out and "D " in out
+    code, out, _ = call("--check", "--data", str(test_drgan.cfp(tmp_path / "cfp")), paper="drgan")
+    assert code == 0 and "poses: frontal (48), profile (24)" in out and "people: 12, the last 2 held out" in out
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--train", "--images-per-subject", "40"], "--batch-size 64: expected at least 80"),
+    (["--train", "--head", "arcface"], "arcface"),
+    (["--train", "--data", "."], "found 0 pictures, but neither"),
+    (["--ablate", "--data", "."], "only toy faces have"),
+    (["--infer", "nothing.png"], "nothing.png: no such file"),
+    (["--evaluate"], "no such checkpoint"),
+])
+def test_drgan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
+    code, _, err = call(*argv, "--device", "cpu", *call.cache, paper="drgan")
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
     assert not list(tmp_path.glob("runs/*/last.pt"))
 

@@ -456,3 +456,8 @@ def test_mixed_precision_returns_float32_and_can_be_lifted():
 
 def test_in_parallel_keeps_the_order():
     assert common.in_parallel(abs, [-3, 2, -1], "cpu") == [3, 2, 1]
+
+
+def test_rows_that_share_no_measure_get_a_heading_of_their_own():
+    text = common.table({"rows": {"a": {"L1": 1.}, "b": {"L1": 2., "SSIM": .5}, "c": {"AUC": .25}}, "notes": "n"}).splitlines()
+    assert [line.split() for line in text] == [["L1", "SSIM"], ["a", "1.0000"], ["b", "2.0000", "0.5000"], ["AUC"], ["c", "0.2500"], ["notes:", "n"]]
