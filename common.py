@@ -1,6 +1,6 @@
 """What several of the papers share, and nothing else.
 
-    networks        conv_block, ResidualBlock, PatchGAN, init_normal
+    networks        conv_block, ResidualBlock, ResNet, PatchGAN, init_normal; ImagePool
     GAN losses      vanilla, LSGAN, hinge, WGAN, each as D's and G's side; gradient_penalty
     landmarks       heatmaps, 68 and 66 points, mirror order, crop by box, .pts files
     image bank      every picture decoded once, drawn by index
@@ -96,6 +96,59 @@ class PatchGAN(nn.Module):
     def receptive_field(self):
         """Side of the square of input pixels that one score sees."""
         return receptive_field(nn.Sequential(self.trunk, self.head))
+
+
+class ResNet(nn.Module):
+    """CycleGAN's generator (Zhu et al. 2017, 7.2): c7s1-64, d128, d256, R256 x 9, u128, u64, c7s1-3. Reflection padding but at stride 2.
+
+    11,378,179 parameters with 9 blocks. forward(x [B, 3, S, S]) -> [B, 3, S, S], both in [-1, 1], S a multiple of 4.
+    """
+
+    def __init__(self, residual_blocks=9, width=64):
+        super().__init__()
+        w, act, norm = width, nn.ReLU(), "instance"
+
+        def up(c_in, c_out):
+            return [nn.ConvTranspose2d(c_in, c_out, 3, 2, 1, output_padding=1), NORMS[norm](c_out), act]
+
+        self.main = nn.Sequential(
+            *conv_block(3, w, 7, 1, 3, norm, act, padding_mode="reflect"),                 # w  x S   x S
+            *conv_block(w, 2 * w, 3, 2, 1, norm, act),                                     # 2w x S/2 x S/2
+            *conv_block(2 * w, 4 * w, 3, 2, 1, norm, act),                                 # 4w x S/4 x S/4
+            *(ResidualBlock(4 * w, norm, act, padding_mode="reflect") for _ in range(residual_blocks)),
+            *up(4 * w, 2 * w), *up(2 * w, w),                                              # w  x S   x S
+            nn.Conv2d(w, 3, 7, 1, 3, padding_mode="reflect"), nn.Tanh())
+
+    def forward(self, x):
+        return self.main(x)
+
+
+class ImagePool(nn.Module):
+    """The last `size` generated pictures (CycleGAN, section 4). forward(x) [B, 3, S, S]: what D is shown.
+
+    While it fills, pictures go in and come back. Then each is, half of the time, exchanged for an older one. A module, so
+    that checkpoints hold it.
+    """
+
+    def __init__(self, size, side, device="cpu"):
+        super().__init__()
+        self.register_buffer("images", torch.zeros(size, 3, side, side, device=device))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def forward(self, x):
+        count, size = int(self.count), len(self.images)
+        fresh = x[:size - count]
+        self.images[count:count + len(fresh)] = fresh
+        self.count += len(fresh)
+        x = x[len(fresh):]
+        if not len(x) or not size:
+            return torch.cat([fresh, x])
+        slot = torch.randperm(size)[:len(x)].to(x.device)
+        swap = (torch.rand(len(x), 1, 1, 1) < .5).to(x.device)
+        old = self.images[slot]
+        self.images[slot] = torch.where(swap, x, old)
+        return torch.cat([fresh, torch.where(swap, old, x)])
 
 
 def receptive_field(net):

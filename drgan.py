@@ -109,13 +109,15 @@ class Config(common.Settings):
     batch_size: int = 64              # C 4.1
     lr: float = 2e-4                  # C 4.1
     betas: tuple = (.5, .999)         # C 4.1
+    decay_from: float = 1.            # the papers: constant; below 1: from this share of the steps on linear to 0
     g_steps: int = 4                  # C 4.1: G's steps for one of D once D is near its optimum
     # evaluation
     part: str = field(default="all", metadata={"choices": ("all", "pose", "fusion")})   # ours: of --ablate
 
 
-# For a processor: 48 px, half of the widths, all of it ours.
-SMALL = dict(image_size=48, width=.5, people=300, copies=4, steps=4000, lr=5e-4)
+# For a processor: 48 px and a quarter of the widths, all of it ours. A batch stays as large as the paper's (batch norm, and a softmax
+# over people), steps are few, so they are longer, and end short.
+SMALL = dict(image_size=48, width=.25, people=300, copies=4, steps=4000, lr=1e-3, decay_from=.5)
 INFER_FLAGS = {
     "--pose": dict(nargs="+", default=None, metavar="POSE", help="degrees, or frontal and profile for a model of CFP; default: every pose"),
     "--to": dict(nargs="+", default=None, metavar="FILE", help="pictures of another person: seven steps from the one feature to the other"),
@@ -622,6 +624,7 @@ def train(cfg):
 
     log, real, fake = {}, None, None
     for step, (x, y_d, y_p) in run.batches(cfg.batch_size):                                # x [B, n, 3, S, S], y_d [B], y_p [B, n]
+        run.learning_rate(cfg.lr * common.linear_decay(step, cfg.steps, cfg.decay_from))
         L, x_all, y_all, p_all = {}, x.flatten(0, 1), y_d.repeat_interleave(x.shape[1]), y_p.flatten()
         if step <= cfg.pretrain:                                                           # authors' code: a recogniser first
             L["softmax"] = loss_softmax(who(G.encode(x_all)[0]), y_all)                                           # [softmax]

@@ -79,7 +79,7 @@ from PIL import Image
 
 import common
 import toyfaces
-from common import NORMS, PatchGAN, ResidualBlock, Run, UserError, conv_block, draw, frozen, grid, prepare, say
+from common import ImagePool, PatchGAN, ResNet, Run, UserError, draw, frozen, grid, prepare, say
 
 LOSSES = {"pix2pix": ("L1", "GAN", "cGAN", "L1+GAN", "L1+cGAN"), "cyclegan": ("cycle", "GAN", "GAN+forward", "GAN+backward", "GAN+cycle")}
 LAYERS = {1: 0, 16: 1, 34: 2, 70: 3, 142: 4, 286: 5}                    # D's stride-2 layers, by the pixels that a score sees
@@ -277,34 +277,6 @@ def make_data(cfg, test=False):
     return Pictures(cfg, X, Y, paired, everyone if paired else None)
 
 
-class ImagePool(nn.Module):
-    """C section 4: the last `size` generated pictures. forward(x) [B, 3, S, S]: what D is shown.
-
-    While it fills, pictures go in and come back. Then each is, half of the time, exchanged for an older one. A module, so
-    that checkpoints hold it.
-    """
-
-    def __init__(self, size, side, device="cpu"):
-        super().__init__()
-        self.register_buffer("images", torch.zeros(size, 3, side, side, device=device))
-        self.register_buffer("count", torch.zeros((), dtype=torch.long))
-
-    @torch.no_grad()
-    def forward(self, x):
-        count, size = int(self.count), len(self.images)
-        fresh = x[:size - count]
-        self.images[count:count + len(fresh)] = fresh
-        self.count += len(fresh)
-        x = x[len(fresh):]
-        if not len(x) or not size:
-            return torch.cat([fresh, x])
-        slot = torch.randperm(size)[:len(x)].to(x.device)
-        swap = (torch.rand(len(x), 1, 1, 1) < .5).to(x.device)
-        old = self.images[slot]
-        self.images[slot] = torch.where(swap, x, old)
-        return torch.cat([fresh, torch.where(swap, old, x)])
-
-
 # ====================================================================================================== networks
 
 def batch_norm(channels):
@@ -351,31 +323,6 @@ class UNet(nn.Module):
             skip = e.pop()
             x = up(torch.cat([skip, x], 1) if self.skips else x)
         return x
-
-
-class ResNet(nn.Module):
-    """C 7.2: c7s1-64, d128, d256, R256 x 9, u128, u64, c7s1-3. Reflection padding but in the stride-2 layers.
-
-    11,378,179 parameters with 9 blocks. forward(x [B, 3, S, S]) -> [B, 3, S, S], both in [-1, 1], S a multiple of 4.
-    """
-
-    def __init__(self, residual_blocks=9, width=64):
-        super().__init__()
-        w, act, norm = width, nn.ReLU(), "instance"
-
-        def up(c_in, c_out):
-            return [nn.ConvTranspose2d(c_in, c_out, 3, 2, 1, output_padding=1), NORMS[norm](c_out), act]
-
-        self.main = nn.Sequential(
-            *conv_block(3, w, 7, 1, 3, norm, act, padding_mode="reflect"),                 # w  x S   x S
-            *conv_block(w, 2 * w, 3, 2, 1, norm, act),                                     # 2w x S/2 x S/2
-            *conv_block(2 * w, 4 * w, 3, 2, 1, norm, act),                                 # 4w x S/4 x S/4
-            *(ResidualBlock(4 * w, norm, act, padding_mode="reflect") for _ in range(residual_blocks)),
-            *up(4 * w, 2 * w), *up(2 * w, w),                                              # w  x S   x S
-            nn.Conv2d(w, 3, 7, 1, 3, padding_mode="reflect"), nn.Tanh())
-
-    def forward(self, x):
-        return self.main(x)
 
 
 def discriminator(patch=70, in_channels=3, width=64, norm="batch"):

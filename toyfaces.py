@@ -700,8 +700,8 @@ JUDGE_PEOPLE, JUDGE_FRAMES, JUDGE_STEPS = 400, 10, 700
 
 
 class Judge(nn.Module):
-    """A small network that measures pictures: "identity" gives a unit vector [B, 128], "landmarks" [B, 68, 2] pixels, "yaw"
-    degrees [B], "regions" logits [B, 10, S, S] over REGIONS.
+    """A small network that measures pictures: "identity" gives a unit vector [B, 128], "sketch" the same of pencil sketches (three
+    equal channels), "landmarks" [B, 68, 2] pixels, "yaw" degrees [B], "regions" logits [B, 10, S, S] over REGIONS.
 
     Input [B, 3, S, S] in [-1, 1], any S. `features(x)` returns the four feature maps (for losses that compare features).
     Judges are trained on renders of people of their own, never those of a paper's training or test set.
@@ -712,8 +712,9 @@ class Judge(nn.Module):
         self.kind, widths = kind, (3, width, 2 * width, 3 * width, 4 * width)
         self.convs = nn.ModuleList(nn.Sequential(nn.Conv2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
                                    for a, b in zip(widths, widths[1:], strict=False))
-        self.fc = nn.Linear(16 * widths[-1], 128 if kind == "identity" else 256)
-        self.head = nn.Linear(128, n_classes, bias=False) if kind == "identity" else nn.Linear(256, 1 if kind == "yaw" else 136)
+        self.who = kind in ("identity", "sketch")
+        self.fc = nn.Linear(16 * widths[-1], 128 if self.who else 256)
+        self.head = nn.Linear(128, n_classes, bias=False) if self.who else nn.Linear(256, 1 if kind == "yaw" else 136)
         if kind == "regions":                                          # back up, beside the maps of the way down
             del self.fc, self.head
             self.ups = nn.ModuleList(nn.Sequential(nn.Conv2d(a + b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
@@ -741,7 +742,7 @@ class Judge(nn.Module):
         if self.kind == "regions":
             return self.segment(x)
         feature = self.embed(self.features(x)[-1])
-        if self.kind == "identity":
+        if self.who:
             return F.normalize(feature, dim=1)
         if self.kind == "yaw":
             return 60 * self.head(F.relu(feature))[:, 0]
@@ -751,7 +752,7 @@ class Judge(nn.Module):
 def judge(kind, size, seed, device="cpu", cache="runs/cache"):
     """A trained, frozen Judge and its own error on true renders of people it never saw; cached. A minute to train on two cores.
 
-    kind: "identity" (error: the equal error rate of telling two people apart), "landmarks" (error: mean distance, px),
+    kind: "identity" or "sketch" (error: the equal error rate of telling two people apart), "landmarks" (error: mean distance, px),
     "yaw" (error: mean, degrees) or "regions" (error: share of pixels put into another region).
     seed: judges of different seeds have seen different people; use one in a loss and another to measure.
     """
@@ -781,12 +782,17 @@ def _train_judge(net, kind, size, seed, device):
         faces = frames(sample(people, seed, device), n_frames, seed + 1, vary=SCENE + MAKEUP)
         return faces.set(zoom=.9 + .45 * torch.rand(len(faces), generator=g))
 
+    def paint(faces):                                                  # sketches by artists who exaggerate more or less
+        if kind != "sketch":
+            return render(faces, size)
+        return sketch(faces, size, 1 + .6 * torch.rand(len(faces), generator=g).to(device)).expand(-1, 3, -1, -1)
+
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(first)
         net.__init__(kind)
         net.to(device).train()
         faces = videos(JUDGE_PEOPLE, JUDGE_FRAMES, first)
-        images, truth = (render(faces, size) * 127).to(torch.int8), faces.yaw if kind == "yaw" else (regions if kind == "regions" else landmarks)(faces, size)
+        images, truth = (paint(faces) * 127).to(torch.int8), faces.yaw if kind == "yaw" else (regions if kind == "regions" else landmarks)(faces, size)
         person = torch.arange(JUDGE_PEOPLE, device=device).repeat_interleave(JUDGE_FRAMES)
         steps = JUDGE_STEPS // 2 if kind == "regions" else JUDGE_STEPS       # every pixel teaches
         optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-3)
@@ -794,7 +800,7 @@ def _train_judge(net, kind, size, seed, device):
         for _ in range(steps):
             k = torch.randint(len(images), (64,), generator=g).to(device)
             x = images[k].float() / 127 + .02 * torch.randn(64, 3, size, size, generator=g).to(device)
-            if kind == "identity":                                     # softmax over cosines, with a margin (CosFace, Wang et al. 2018)
+            if net.who:                                                # softmax over cosines, with a margin (CosFace, Wang et al. 2018)
                 cosine = net(x) @ F.normalize(net.head.weight, dim=1).T
                 loss = F.cross_entropy(20 * (cosine - .15 * F.one_hot(person[k], JUDGE_PEOPLE)), person[k])
             elif kind == "regions":
@@ -808,7 +814,7 @@ def _train_judge(net, kind, size, seed, device):
     net.eval()
     strangers = videos(60, 6, first + 2)
     with torch.no_grad():
-        out = net(render(strangers, size))
+        out = net(paint(strangers))
         if kind == "regions":
             return (out.argmax(1) != regions(strangers, size)).float().mean().item()
         if kind == "landmarks":
