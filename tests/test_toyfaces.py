@@ -194,19 +194,16 @@ def test_region_map_paints_the_regions():
     assert len(toy.REGION_RGB) == len(toy.REGIONS) and torch.allclose((toy.region_map(faces, 32) + 1) * 127.5, colours.float(), atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["yaw", "sketch"])
-def test_judges_of_yaw_and_of_sketches_learn(cache, monkeypatch, kind):
-    monkeypatch.setattr(toy, "JUDGE_PEOPLE", 30)
-    monkeypatch.setattr(toy, "JUDGE_FRAMES", 6)
-    errors = []
-    for steps in (1, 120):
-        monkeypatch.setattr(toy, "JUDGE_STEPS", steps)
-        net, error = toy.judge(kind, 32, 9 + steps, cache=cache + "/quick")
-        errors.append(error)
-    faces = toy.sample(3, 4)
-    assert errors[1] < .8 * errors[0] and not net.training
-    if kind == "yaw":
-        assert net(toy.render(faces, 32)).shape == (3,) and errors[1] < 25
-    else:
-        f = net(toy.sketch(faces, 32).expand(-1, 3, -1, -1))
-        assert f.shape == (3, 128) and torch.allclose(f.norm(dim=1), torch.ones(3), atol=1e-5)
+def test_yaw_judge_measures(cache, monkeypatch):
+    monkeypatch.setattr(toy, "JUDGE_FRAMES", 2)
+    monkeypatch.setattr(toy, "JUDGE_STEPS", 60)
+    net, error = toy.judge("yaw", 32, 9, cache=cache + "/quick")
+    assert error < 25 and net(toy.render(toy.sample(3, 4), 32)).shape == (3,)            # one who always says 0 errs by 30
+
+
+def test_sketch_judge_reads_sketches(cache, monkeypatch):
+    monkeypatch.setattr(toy, "JUDGE_FRAMES", 1)
+    monkeypatch.setattr(toy, "JUDGE_STEPS", 4)
+    net, error = toy.judge("sketch", 16, 9, cache=cache + "/quick")
+    f = net(toy.sketch(toy.sample(3, 4), 16).expand(-1, 3, -1, -1))
+    assert 0 < error <= .6 and f.shape == (3, 128) and torch.allclose(f.norm(dim=1), torch.ones(3), atol=1e-5)
