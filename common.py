@@ -997,7 +997,7 @@ class Ablation:
         verdicts = {c["verdict"] for c in self.claims}
         result = {"command": command(), "commit": commit(), "hardware": hardware(cfg), "torch": torch.__version__, "seeds": self.seeds,
                   "steps": max(one.steps for one in self.jobs.values()),
-                  "seconds": sum(read_jsonl(Path(one.run) / "metrics.jsonl")[-1]["seconds"] for one in self.jobs.values()),
+                  "seconds": sum(read_jsonl(log)[-1]["seconds"] for one in self.jobs.values() for log in Path(one.run).rglob("metrics.jsonl")),
                   "rows": self.rows, "criteria": self.criteria, "verdict": verdicts.pop() if len(verdicts) == 1 else "partly reproduced",
                   "claims": self.claims, "runs": {f"{name}, seed {seed}": values for (name, seed), values in self.results.items()}}
         write_json(path, result)
