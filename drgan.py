@@ -89,7 +89,7 @@ class Config(common.Settings):
     load_size: int = 0                # C 4.1: 96 px cut at random from 100; 0 = in this proportion
     people: int = 500                 # ours: toy people to train on
     copies: int = 8                   # ours: toy pictures of each person at each of nine yaws
-    spoilt: float = .5                # ours: share of toy pictures that are blurred or covered, so that there is something to distrust
+    spoilt: float = .25               # ours: share of toy pictures that are blurred or covered, so that there is something to distrust
     test_people: int = 0              # CFP: fold 10 of 10; Multi-PIE: after 200; 0 = so; else as many
     # networks
     feature: int = 320                # C Table 1
