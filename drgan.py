@@ -116,8 +116,9 @@ class Config(common.Settings):
 
 
 # For a processor: 48 px and a quarter of the widths, all of it ours. A batch stays as large as the paper's (batch norm, and a softmax
-# over people), steps are few, so they are longer, and end short.
-SMALL = dict(image_size=48, width=.25, people=300, copies=4, steps=4000, lr=1e-3, decay_from=.5)
+# over people); steps are few, so they are longer, and end short. D steps as often as G to the end: each time G was given four steps
+# for one of D's, in pilots, the drawings broke into patterns that mean a person to D alone.
+SMALL = dict(image_size=48, width=.25, people=300, copies=4, steps=4000, lr=5e-4, decay_from=.5, g_steps=1)
 INFER_FLAGS = {
     "--pose": dict(nargs="+", default=None, metavar="POSE", help="degrees, or frontal and profile for a model of CFP; default: every pose"),
     "--to": dict(nargs="+", default=None, metavar="FILE", help="pictures of another person: seven steps from the one feature to the other"),
@@ -539,9 +540,9 @@ def loss_softmax(logits, y_d):
 class Balance(nn.Module):
     """C 4.1: once D is near its optimum, G gets more steps than D. A module, so that it stands in the checkpoint.
 
-    "near": right in 9 of 10 cases in the worst of its tasks, real, drawn and who; the paper gives no number, one port this one.
-    (With "who" alone G got ahead as soon as D knew the people, and drew patterns that mean a person to D and nothing to anybody
-    else.) Looked at now and then only, and kept on the processor: a GPU would have to wait for every look.
+    "near": right in 9 of 10 cases in the worst of its tasks, real, drawn and who; the paper gives no number, one port this one,
+    for the mean. (With "who" alone G got ahead as soon as D knew the people, however well it was fooled.) Looked at now and
+    then only, and kept on the processor: a GPU would have to wait for every look.
     """
 
     def __init__(self, g_steps):
