@@ -89,7 +89,7 @@ class Config(common.Settings):
     load_size: int = 0                # C 4.1: 96 px cut at random from 100; 0 = in this proportion
     people: int = 500                 # ours: toy people to train on
     copies: int = 8                   # ours: toy pictures of each person at each of nine yaws
-    spoilt: float = .25               # ours: share of toy pictures that are blurred or covered, so that there is something to distrust
+    spoilt: float = .25               # ours: share of toy pictures that the encoder sees blurred or covered, so that there is something to distrust
     test_people: int = 0              # CFP: fold 10 of 10; Multi-PIE: after 200; 0 = so; else as many
     # networks
     feature: int = 320                # C Table 1
@@ -116,9 +116,9 @@ class Config(common.Settings):
 
 
 # For a processor: 48 px and a quarter of the widths, all of it ours. A batch stays as large as the paper's (batch norm, and a softmax
-# over people); steps are few, so they are longer, and end short. D steps as often as G to the end: each time G was given four steps
-# for one of D's, in pilots, the drawings broke into patterns that mean a person to D alone.
-SMALL = dict(image_size=48, width=.25, people=300, copies=4, steps=4000, lr=5e-4, decay_from=.5, g_steps=1)
+# over people). Steps are few, so they are longer, and end short; in two pilots of 3000 the drawings were best at about 2500. D steps
+# as often as G to the end: whenever G was given four steps for one of D's the drawings broke into patterns.
+SMALL = dict(image_size=48, width=.25, people=300, copies=8, steps=2500, lr=5e-4, decay_from=.5, g_steps=1)
 INFER_FLAGS = {
     "--pose": dict(nargs="+", default=None, metavar="POSE", help="degrees, or frontal and profile for a model of CFP; default: every pose"),
     "--to": dict(nargs="+", default=None, metavar="FILE", help="pictures of another person: seven steps from the one feature to the other"),
@@ -162,7 +162,11 @@ class Album:
 
 
 class Faces:
-    """An album to train on. sample(): n pictures of each of batch_size / n people: x [B, n, 3, S, S], y_d [B], y_p [B, n]."""
+    """An album to train on. sample(): n pictures of each of batch_size / n people: x and x_seen [B, n, 3, S, S], y_d [B], y_p [B, n].
+
+    x_seen is what the encoder gets: x, but that some toy pictures are spoilt. (D is shown x. When it was shown spoilt pictures as
+    real ones, G soon drew blurred heads: they are easier, and were real, too.)
+    """
 
     def __init__(self, cfg, album):
         self.cfg, self.album = cfg, album
@@ -179,9 +183,8 @@ class Faces:
         index = self.first[who, None] + (torch.rand(len(who), n, generator=g) * self.count[who, None]).long()      # with replacement
         room = a.bank.shape[-1] - cfg.image_size + 1
         x = draw_crops(a.bank, index.flatten(), *torch.randint(room, (2, index.numel()), generator=g), cfg.image_size, cfg.device)
-        if a.faces is not None:
-            x = spoil(x, *(t.to(cfg.device) for t in some_spoilt(len(x), cfg.spoilt, g)))
-        return x.unflatten(0, index.shape), who.to(cfg.device), a.pose[index].to(cfg.device)
+        x_seen = x if a.faces is None else spoil(x, *(t.to(cfg.device) for t in some_spoilt(len(x), cfg.spoilt, g)))
+        return x.unflatten(0, index.shape), x_seen.unflatten(0, index.shape), who.to(cfg.device), a.pose[index].to(cfg.device)
 
 
 def pictures(album, index, cfg):
@@ -627,15 +630,15 @@ def train(cfg):
     run = Run(cfg, {"G": G, "D": D, "who": who, "balance": balance}, {"G": opt_G, "D": opt_D}, data, HEALTH, about)
 
     log, real, fake = {}, None, None
-    for step, (x, y_d, y_p) in run.batches(cfg.batch_size):                                # x [B, n, 3, S, S], y_d [B], y_p [B, n]
+    for step, (x, x_seen, y_d, y_p) in run.batches(cfg.batch_size):                        # [B, n, 3, S, S], twice; [B]; [B, n]
         run.learning_rate(cfg.lr * common.linear_decay(step, cfg.steps, cfg.decay_from))
         L, x_all, y_all, p_all = {}, x.flatten(0, 1), y_d.repeat_interleave(x.shape[1]), y_p.flatten()
         if step <= cfg.pretrain:                                                           # authors' code: a recogniser first
-            L["softmax"] = loss_softmax(who(G.encode(x_all)[0]), y_all)                                           # [softmax]
+            L["softmax"] = loss_softmax(who(G.encode(x_seen.flatten(0, 1))[0]), y_all)                            # [softmax]
             run.update("G", L["softmax"])
             log = {}
         else:
-            x_hat, c, whose = draws(G, x, n_poses, cfg)                                    # in poses that have nothing to do with the input's
+            x_hat, c, whose = draws(G, x_seen, n_poses, cfg)                               # in poses that have nothing to do with the input's
 
             # 1. D: real faces are real, this person, this pose; drawn ones are drawn: nothing else is asked of them -- T(7)
             if balance.D_is_due(step):

@@ -180,10 +180,27 @@ def test_a_batch_holds_n_pictures_of_one_person(tiny):
     cfg = dataclasses.replace(tiny, images_per_subject=3)
     album, _ = paper.make_data(cfg)
     data = paper.Faces(cfg, dataclasses.replace(album, faces=None, bank=(album.who * 9 + album.pose).byte()[:, None, None, None].expand(-1, 3, 34, 34)))
-    x, y_d, y_p = data.sample(12)
-    assert x.shape == (4, 3, 3, 32, 32) and y_d.shape == (4,) and y_p.shape == (4, 3)
+    x, x_seen, y_d, y_p = data.sample(12)
+    assert x.shape == x_seen.shape == (4, 3, 3, 32, 32) and y_d.shape == (4,) and y_p.shape == (4, 3)
     code = ((x[:, :, 0, 0, 0] + 1) * 127.5).round().long()              # the picture says whose it is and in which pose
     assert torch.equal(code, y_d[:, None] * 9 + y_p)
+
+
+def test_the_encoder_sees_spoilt_pictures_and_D_does_not(tiny, monkeypatch):
+    seen, build = {}, paper.build
+
+    def spying(*args):
+        G, D = build(*args)
+        for name, net in (("G", G.enc), ("D", D)):
+            net.register_forward_pre_hook(lambda net, args, name=name: seen.setdefault(name, args[0]) is None or None)
+        return G, D
+    monkeypatch.setattr(paper, "build", spying)
+    paper.train(dataclasses.replace(tiny, spoilt=1., steps=1))
+    plain = dict(seen)
+    seen.clear()
+    paper.train(dataclasses.replace(tiny, spoilt=0., steps=1, run=tiny.run + "2"))
+    assert torch.equal(plain["D"], seen["D"]) and torch.allclose(seen["G"], seen["D"], atol=1e-3)
+    assert (plain["G"] - plain["D"]).abs().flatten(1).amax(1).gt(.1).all()
 
 
 def test_spoil_blurs_covers_and_leaves_alone():
@@ -472,7 +489,7 @@ def test_G_is_asked_for_the_person_of_the_input_and_the_pose_of_the_code(tiny, m
     for name in ("loss_id_G", "loss_pose_G", "loss_id_D", "loss_pose_D"):
         monkeypatch.setattr(paper, name, lambda logits, target, name=name: (seen.setdefault(name, target), F.cross_entropy(logits, target))[1])
     paper.train(dataclasses.replace(tiny, images_per_subject=n, steps=1))
-    (_, y_d, y_p), (_, c, whose) = seen["batch"], seen["drawn"]
+    (_, _, y_d, y_p), (_, c, whose) = seen["batch"], seen["drawn"]
     assert torch.equal(seen["loss_pose_G"], c) and torch.equal(seen["loss_id_G"], y_d[whose])
     assert torch.equal(seen["loss_pose_D"], y_p.flatten()) and torch.equal(seen["loss_id_D"], y_d.repeat_interleave(n))
 
