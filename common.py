@@ -19,6 +19,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -955,6 +956,16 @@ def _alone_on_a_core():
 
 
 # ==================================================================================================== ablations
+
+def ablation_folder(cfg):
+    """Where an ablation's trainings go: cfg.run/ablation, emptied with cfg.fresh. UserError for real data, which have no known truth."""
+    if cfg.data:
+        raise UserError("--ablate measures against the truth, which only toy faces have; leave --data out")
+    folder = Path(cfg.run) / "ablation"
+    if cfg.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
 
 class Ablation:
     """The trainings of an ablation, {(name, seed): cfg}, and what comes of them: rows and claims over the seeds.

@@ -63,7 +63,6 @@ then at the health word. Two coarse poses (CFP) are a weak teacher; more angles 
 import dataclasses
 import os
 import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -165,7 +164,7 @@ class Faces:
     """An album to train on. sample(): n pictures of each of batch_size / n people: x and x_seen [B, n, 3, S, S], y_d [B], y_p [B, n].
 
     x_seen is what the encoder gets: x, but that some toy pictures are spoilt. (D is shown x. When it was shown spoilt pictures as
-    real ones, G soon drew blurred heads: they are easier, and were real, too.)
+    real ones, G came to draw blurred heads, which were real, too.)
     """
 
     def __init__(self, cfg, album):
@@ -258,9 +257,9 @@ def scan(cfg):
         raise UserError(f"{root}: found {n} pictures, but neither 001/frontal/ and 001/profile/ (CFP), nor names like 001_01_01_051_07.png (Multi-PIE), "
                         "nor folders of people with poses.txt beside them; see --help")
     items, poses, bad = found["items"], found["poses"], found["bad"]
-    above = os.path.commonpath([path.parent.parent if found["kind"] == "cfp" else path.parent for path, *_ in items])
     if found["kind"] != "multipie":                                    # a person is a folder, named from where the folders part
-        items = [(path, Path(os.path.relpath(path.parent.parent if found["kind"] == "cfp" else path.parent, above)).as_posix(), k) for path, _, k in items]
+        above = os.path.commonpath([person for _, person, _ in items])
+        items = [(path, Path(os.path.relpath(person, above)).as_posix(), k) for path, person, k in items]
     people = sorted({person for _, person, _ in items})
     counts = np.bincount([k for *_, k in items], minlength=len(poses))
     number = {person: k for k, person in enumerate(people)}
@@ -281,7 +280,7 @@ def held_out(cfg, kind, n):
 def scan_cfp(root):
     """<anything>/001/{frontal,profile}/01.jpg."""
     folders = [f for name in ("frontal", "profile") for f in sorted(root.rglob(name)) if f.is_dir() and "Fiducials" not in f.parts]
-    items = [(p, None, ("frontal", "profile").index(f.name)) for f in folders for p in common.pictures_in(f)]
+    items = [(p, f.parent, ("frontal", "profile").index(f.name)) for f in folders for p in common.pictures_in(f)]
     return items and dict(items=items, poses=("frontal", "profile"), kind="cfp", bad=[])
 
 
@@ -312,7 +311,7 @@ def scan_folders(root):
         if not (root / name).exists():
             bad.append(f"{path}: {name} is not there")
         else:
-            items[root / name] = (root / name, None, nearest)
+            items[root / name] = (root / name, (root / name).parent, nearest)
     if not items:
         raise UserError((bad + [f"{path}: empty; expected a line with a picture and its yaw in degrees for each picture"])[0])
     there = sum(1 for p in root.rglob("*") if p.suffix.lower() in common.IMAGE_FILES)
@@ -1035,12 +1034,8 @@ def ablate(cfg):
 
     Writes ablation.json, or ablation_<part>.json, and a .png beside it. An interrupted ablation continues.
     """
-    if cfg.data:
-        raise UserError("--ablate measures against the truth, which only toy faces have; leave --data out")
     validate(cfg)
-    folder = Path(cfg.run) / "ablation"
-    if cfg.fresh:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = common.ablation_folder(cfg)
     parts = list(PARTS) if cfg.part == "all" else [cfg.part]
     base = dataclasses.replace(cfg, fresh=False, part="all", images_per_subject=1, pose_code=True)
     jobs = {}

@@ -67,7 +67,6 @@ from fast style transfer, which also leaves it out of the stride-2 layers.
 """
 import dataclasses
 import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -805,11 +804,7 @@ def ablate(cfg):
     The tables set model, loss and skips. Writes ablation.json, or ablation_<part>.json, a .png beside it, and for each part
     ablation_<part>_samples.png. An interrupted ablation continues.
     """
-    if cfg.data:
-        raise UserError("--ablate measures against the truth, which only toy faces have; leave --data out")
-    folder = Path(cfg.run) / "ablation"
-    if cfg.fresh:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = common.ablation_folder(cfg)
     base = dataclasses.replace(cfg, fresh=False, part="all", loss="full", skips=True, weights="", steps=n_steps(cfg, cfg.people))
     parts = {part: rows for part, rows in tables(base).items() if cfg.part in ("all", part)}
     if "patch" in parts and f"patch {cfg.patch}" not in list(parts["patch"])[1:-1]:

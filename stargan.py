@@ -62,7 +62,6 @@ import dataclasses
 import inspect
 import random
 import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,7 +106,7 @@ class Config(common.Settings):
     lambda_rec: float = 10.           # section 3.1
     lambda_gp: float = 10.            # section 4
     lambda_triple: float = 0.         # off: not this paper's; authors of the triple loss: 10
-    lambda_mask: float = .02          # ours, with --attention-mask: mean of the mask, against copying; at .1 (GANimation's) no beards grew
+    lambda_mask: float = .02          # ours, with --attention-mask: mean of the mask, against copying; at .1 (GANimation's) few beards grew
     # training
     steps: int = 200_000              # authors' code, D's steps; the paper's 20 epochs of CelebA are 250,750
     batch_size: int = 16              # section 5.3
@@ -935,12 +934,8 @@ def ablate(cfg):
 
     Writes ablation.json, or ablation_<part>.json, and a .png beside it. An interrupted ablation continues.
     """
-    if cfg.data:
-        raise UserError("--ablate measures against the truth, which only toy faces have; leave --data out")
     validate(cfg)
-    folder = Path(cfg.run) / "ablation"
-    if cfg.fresh:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = common.ablation_folder(cfg)
     parts = list(PARTS) if cfg.part == "all" else [cfg.part]
     base = dataclasses.replace(cfg, fresh=False, part="all", classes=())
     jobs = {}

@@ -14,7 +14,7 @@ import gannotation
 import test_drgan
 import test_pix2pix_cyclegan
 import test_stargan
-import toyfaces
+from conftest import blind_judges
 from test_gannotation import TINY, photo_folder
 
 ROOT = Path(common.__file__).parent
@@ -25,7 +25,7 @@ PAPERS = [name for name in ("stargan", "gannotation", "drgan", "iacyclegan", "pa
 def call(monkeypatch, capsys, tmp_path, cache):
     """call("--train", ...) -> (exit code, stdout, stderr) of a paper's command line, in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(toyfaces, "judge", lambda kind, *_: (toyfaces.Judge(kind).eval().requires_grad_(False), 1.))
+    blind_judges(monkeypatch)
     monkeypatch.setattr(gannotation, "CHAINS", 32)
 
     def run(*argv, paper="gannotation"):

@@ -12,8 +12,8 @@ from PIL import Image
 
 import common
 import drgan as paper
-import toyfaces
 from common import UserError
+from conftest import blind_judges
 from drgan import Album, Config, Discriminator, Generator
 
 TINY = dict(paper.SMALL, image_size=32, width=.05, people=6, copies=2, batch_size=12, steps=4, log_every=1, save_every=2, sample_every=2,
@@ -28,7 +28,7 @@ def tiny(tmp_path, cache, monkeypatch):
 
 
 def quick(monkeypatch):
-    monkeypatch.setattr(toyfaces, "judge", lambda kind, *_: (toyfaces.Judge(kind).eval().requires_grad_(False), 1.))
+    blind_judges(monkeypatch)
     monkeypatch.setattr(paper, "TEST_PEOPLE", 6)
     monkeypatch.setattr(paper, "TEST_COPIES", 4)
 
@@ -495,7 +495,7 @@ def test_G_is_asked_for_the_person_of_the_input_and_the_pose_of_the_code(tiny, m
 
 
 def test_a_training_and_its_evaluation_run_on_cuda_and_cpu(tiny, tmp_path, device, monkeypatch):
-    monkeypatch.setattr(toyfaces, "judge", lambda kind, *_: (toyfaces.Judge(kind).eval().requires_grad_(False).to(device), 1.))
+    blind_judges(monkeypatch, device)
     cfg = dataclasses.replace(tiny, device=device, amp=device == "cuda", images_per_subject=2)
     paper.train(cfg)
     assert paper.evaluate(dataclasses.replace(cfg))["rows"]["6 pictures, 4 spoilt"]

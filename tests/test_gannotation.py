@@ -12,6 +12,7 @@ import common
 import gannotation as gan
 import toyfaces
 from common import UserError, heatmaps
+from conftest import blind_judges
 from gannotation import Config, Generator
 
 TINY = dict(gan.SMALL, image_size=32, width=4, residual_blocks=1, d_widths=(4, 8), batch_size=2, people=4, frames=6, steps=4,
@@ -21,7 +22,7 @@ TINY = dict(gan.SMALL, image_size=32, width=4, residual_blocks=1, d_widths=(4, 8
 @pytest.fixture
 def tiny(tmp_path, cache, monkeypatch):
     """A configuration that trains in a second: the recogniser is an untrained one."""
-    monkeypatch.setattr(toyfaces, "judge", lambda kind, *_: (toyfaces.Judge(kind).eval().requires_grad_(False), 1.))
+    blind_judges(monkeypatch)
     monkeypatch.setattr(gan, "CHAINS", 32)
     return Config(**TINY, cache=cache, run=str(tmp_path / "run"))
 

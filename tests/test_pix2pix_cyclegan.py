@@ -12,6 +12,7 @@ import common
 import pix2pix_cyclegan as paper
 import toyfaces
 from common import UserError
+from conftest import blind_judges
 from pix2pix_cyclegan import Config, ImagePool, ResNet, UNet, discriminator
 
 TINY = dict(paper.SMALL, image_size=16, load_size=18, width=4, d_width=4, residual_blocks=1, patch=1, people=6, steps=4, pool_size=3, batch_size=2,
@@ -35,7 +36,7 @@ def tiny_c(tmp_path, cache, monkeypatch):
 
 
 def small(model, tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(toyfaces, "judge", lambda kind, *_: (toyfaces.Judge(kind).eval().requires_grad_(False), 1.))
+    blind_judges(monkeypatch)
     monkeypatch.setattr(paper, "TEST_PEOPLE", 12)
     return Config(**TINY, model=model, cache=cache, run=str(tmp_path / "run"))
 

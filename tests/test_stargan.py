@@ -12,6 +12,7 @@ import common
 import stargan as star
 import toyfaces
 from common import UserError
+from conftest import blind_judges
 from stargan import Config, Discriminator, Generator
 
 TINY = dict(star.SMALL, image_size=32, width=4, residual_blocks=1, d_width=4, d_layers=3, batch_size=4, people=16, studio=2, steps=4, n_critic=2,
@@ -26,7 +27,7 @@ def tiny(tmp_path, cache, monkeypatch):
 
 
 def quick(monkeypatch):
-    monkeypatch.setattr(toyfaces, "judge", lambda kind, *_: (toyfaces.Judge(kind).eval().requires_grad_(False), 1.))
+    blind_judges(monkeypatch)
     monkeypatch.setattr(star, "TEST_PEOPLE", {"attributes": 8, "expressions": 2})
     monkeypatch.setattr(star, "CLASSIFIER_PEOPLE", {"attributes": 8, "expressions": 2})
     monkeypatch.setattr(star, "CLASSIFIER_STEPS", 2)
