@@ -778,7 +778,8 @@ def tables(cfg):
             "generator": {f"{'U-Net' if skips else 'encoder-decoder'}, {loss}": dict(model="pix2pix", loss=loss, skips=skips)
                           for skips in (True, False) for loss in ("L1", "L1+cGAN")},
             "patch": {f"patch {patch}": dict(model="pix2pix", loss="L1+cGAN", patch=patch) for patch in few},
-            "cycle": {loss: dict(model="cyclegan", loss=loss) for loss in LOSSES["cyclegan"]}}
+            "cycle": {loss: dict(model="cyclegan", loss=loss, lambda_idt=0.) for loss in LOSSES["cyclegan"]}
+                     | {"GAN+cycle+identity": dict(model="cyclegan", loss="GAN+cycle", lambda_idt=.5 * cfg.lambda_cyc)}}   # C 5.2: for colours
 
 
 def _ablation_run(cfg):
@@ -815,7 +816,7 @@ def ablate(cfg):
         for name, change in rows.items():
             for seed in SEEDS:
                 one = dataclasses.replace(base, seed=seed, **change)
-                key = f"{one.model}-{one.loss}-{one.patch}" + "-no-skips" * (not one.skips)
+                key = f"{one.model}-{one.loss}-{one.patch}" + "-no-skips" * (not one.skips) + "-identity" * (one.lambda_idt > 0)
                 jobs[key, seed], place[part, name] = dataclasses.replace(one, run=str(folder / f"{key}-{seed}")), key
     for one in jobs.values():
         validate(one)
@@ -858,6 +859,9 @@ def ablate(cfg):
         study.claim("cycle", "L1 to the truth, both directions (Tables 4, 5): GAN alone, with both cycles", gan, both,
                     nearer_than_GAN_alone_in_every_seed=(both < gan).all(), nearer_than_the_cycle_alone_in_every_seed=(both < cycle).all(),
                     nearer_than_one_way=both.mean() < min(forward.mean(), backward.mean()))
+        kept = values("cycle", "GAN+cycle+identity", "both L1")
+        study.claim("identity", "L1 to the truth, both directions: GAN and both cycles, with the identity loss (C 5.2) as well", both, kept,
+                    nearer_than_GAN_alone_in_every_seed=(kept < gan).all())
     for part, rows in parts.items():
         draw_table({name: jobs[place[part, name], SEEDS[0]] for name in rows}, Path(cfg.run) / f"ablation_{part}_samples.png")
     study.write(cfg)

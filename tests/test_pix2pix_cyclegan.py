@@ -659,14 +659,14 @@ def test_ablate_runs_every_part_and_judges(tiny_p, monkeypatch, capsys):
     monkeypatch.setattr(paper, "SEEDS", (0, 1))
     monkeypatch.setattr(common.Run, "plot", lambda self: None)
     full = paper.tables(tiny_p)
-    assert [len(rows) for rows in full.values()] == [5, 4, 2, 5]                             # at 16 px: patches of 1 and 16
+    assert [len(rows) for rows in full.values()] == [5, 4, 2, 6]                             # at 16 px: patches of 1 and 16
     full["patch"]["patch 34"] = dict(model="pix2pix", loss="L1+cGAN", patch=34)
     few = {part: {k: v for k, v in rows.items() if k not in ("L1+GAN", "U-Net, L1", "encoder-decoder, L1")} for part, rows in full.items()}
     monkeypatch.setattr(paper, "tables", lambda cfg: few)
     cfg = dataclasses.replace(tiny_p, image_size=32, load_size=0, patch=16, steps=1, log_every=9, save_every=9, sample_every=9)
     paper.ablate(cfg)
     result = common.json.loads((Path(cfg.run) / "ablation.json").read_text())
-    assert len(result["claims"]) == 4 and len(result["criteria"]) == 10 and result["verdict"] in ("reproduced", "partly reproduced", "not reproduced")
+    assert len(result["claims"]) == 5 and len(result["criteria"]) == 11 and result["verdict"] in ("reproduced", "partly reproduced", "not reproduced")
     assert {"losses: L1+cGAN, mean", "generator: encoder-decoder, L1+cGAN, std", "patch: patch 1, mean", "cycle: GAN+forward, mean"} <= result["rows"].keys()
     assert Image.open(Path(cfg.run) / "ablation_losses_samples.png").width > 6 * 128 and (Path(cfg.run) / "ablation_cycle_samples.png").exists()
     assert result["rows"]["losses: L1+cGAN, mean"]["paper IoU"] == .17 and "paper class" not in result["rows"]["generator: U-Net, L1+cGAN, mean"]
