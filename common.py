@@ -1004,7 +1004,8 @@ class Ablation:
 
     def write(self, cfg):
         """The report as ablation.json, or ablation_<part>.json, in cfg.run, with a picture of the claims beside it (.png), and printed."""
-        path = Path(cfg.run) / ("ablation.json" if cfg.part == "all" else f"ablation_{cfg.part}.json")
+        part = getattr(cfg, "part", "all")
+        path = Path(cfg.run) / ("ablation.json" if part == "all" else f"ablation_{part}.json")
         verdicts = {c["verdict"] for c in self.claims}
         result = {"command": command(), "commit": commit(), "hardware": hardware(cfg), "torch": torch.__version__, "seeds": self.seeds,
                   "steps": max(one.steps for one in self.jobs.values()),

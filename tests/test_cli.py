@@ -12,6 +12,7 @@ from PIL import Image
 import common
 import gannotation
 import test_drgan
+import test_iacyclegan
 import test_pix2pix_cyclegan
 import test_stargan
 from conftest import blind_judges
@@ -177,6 +178,33 @@ def test_drgan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, messa
     code, _, err = call(*argv, "--device", "cpu", *call.cache, paper="drgan")
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
     assert not list(tmp_path.glob("runs/*/last.pt"))
+
+
+def test_iacyclegan_trains_evaluates_infers_checks_and_benches(call, tmp_path, monkeypatch):
+    test_iacyclegan.quick(monkeypatch)
+    flags = ["--scale", "small", *call.cache, *tiny_flags(test_iacyclegan.TINY)]
+    test_iacyclegan.picture(tmp_path / "a.png", size=(30, 20))
+    code, out, err = call("--train", "--evaluate", "--infer", "a.png", *flags, paper="iacyclegan")
+    assert code == 0 and not err and "CycleGAN" in out and "round 1" in out and "FSIM" in out, err
+    assert (tmp_path / "runs/iacyclegan/inferred/a_sheet.png").exists()
+    code, out, _ = call("--bench", *flags, paper="iacyclegan")
+    assert code == 0 and "ms per step" in out and "D " in out
+    code, out, _ = call("--check", "--data", str(test_iacyclegan.cufs(tmp_path / "cufs")), paper="iacyclegan")
+    assert code == 0 and "pairs: 16, 8 of them held out" in out, out
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--train", "--image-size", "50"], "--image-size 50: expected a multiple of 4"),
+    (["--train", "--idp", "raw-mean"], "the paper's is 3e7"),
+    (["--train", "--data", "."], "expected photos/ and sketches/"),
+    (["--ablate", "--data", "."], "only toy faces have"),
+    (["--infer", "nothing.png"], "nothing.png: no such file"),
+    (["--evaluate"], "no such training"),
+])
+def test_iacyclegan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
+    code, _, err = call(*argv, "--device", "cpu", *call.cache, paper="iacyclegan")
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert not list(tmp_path.glob("runs/**/last.pt"))
 
 
 @pytest.mark.parametrize("model", ["pix2pix", "cyclegan"])
