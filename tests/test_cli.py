@@ -13,6 +13,7 @@ import common
 import gannotation
 import test_drgan
 import test_iacyclegan
+import test_pairedcyclegan
 import test_pix2pix_cyclegan
 import test_stargan
 from conftest import blind_judges
@@ -203,6 +204,34 @@ def test_iacyclegan_trains_evaluates_infers_checks_and_benches(call, tmp_path, m
 ])
 def test_iacyclegan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
     code, _, err = call(*argv, "--device", "cpu", *call.cache, paper="iacyclegan")
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert not list(tmp_path.glob("runs/**/last.pt"))
+
+
+def test_pairedcyclegan_trains_evaluates_infers_checks_and_benches(call, tmp_path, monkeypatch):
+    test_pairedcyclegan.quick(monkeypatch)
+    flags = ["--scale", "small", *call.cache, *tiny_flags(test_pairedcyclegan.TINY)]
+    a, b = (str(test_pairedcyclegan.photo(tmp_path / f"{name}.png", k)) for k, name in enumerate("ab"))
+    code, out, err = call("--train", "--evaluate", "--infer", a, "--reference", b, "--strength", ".5", *flags, paper="pairedcyclegan")
+    assert code == 0 and not err and "style match" in out and "make-up off" in out and "central square" in out, err
+    assert (tmp_path / "runs/pairedcyclegan/inferred/a_b.png").exists()
+    code, out, _ = call("--bench", *flags, paper="pairedcyclegan")
+    assert code == 0 and "ms per step" in out and "D " in out
+    code, out, _ = call("--check", "--data", str(test_pairedcyclegan.mt(tmp_path / "mt")), paper="pairedcyclegan")
+    assert code == 0 and "without make-up, with: 4, 4" in out and "held out: every tenth, 2" in out, out
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--train", "--image-size", "30"], "--image-size 30: expected an even number"),
+    (["--train", "--pairs", "true", "--data", "."], "only toy faces have a truth"),
+    (["--train", "--data", "."], "expected images/non-makeup and images/makeup"),
+    (["--ablate", "--data", "."], "only toy faces have"),
+    (["--infer", "nothing.png"], "give --reference FILE"),
+    (["--infer", "nothing.png", "--remove"], "no such checkpoint"),
+    (["--evaluate"], "no such checkpoint"),
+])
+def test_pairedcyclegan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
+    code, _, err = call(*argv, "--device", "cpu", *call.cache, paper="pairedcyclegan")
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
     assert not list(tmp_path.glob("runs/**/last.pt"))
 

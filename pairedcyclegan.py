@@ -1,0 +1,1019 @@
+"""PairedCycleGAN: putting on someone else's make-up, and taking it off.
+
+Huiwen Chang, Jingwan Lu, Fisher Yu, Adam Finkelstein. "PairedCycleGAN: Asymmetric Style Transfer for Applying and Removing
+Makeup", CVPR 2018. The authors published neither code nor data.
+
+The idea. Two functions that are not alike: G(x, y) puts the make-up of the reference y on the bare face x and needs both, F(y)
+takes make-up off and needs one. Taken off again, the bare face must be found (as in CycleGAN); and G, given the reference's own
+bare face and the first result as reference, must give the reference back, for which the style has to be in the first result.
+A discriminator D_S looks at two faces and says whether they wear the *same* make-up. It learns that from pairs made by warping
+the reference onto the source, W(x, y): the right colours, the wrong face.
+
+The claim. CycleGAN learns one look for everybody; here the reference is followed, and D_S is what makes its detail follow. The
+paper shows that in pictures; on drawn faces the true result is known, so `--ablate` measures it.
+
+Equations (the paper's order; its numbers we could not confirm):
+    [L_G] adversarial, made-up faces
+    [L_F] adversarial, bare faces
+    [L_I] identity: the bare face again
+    [L_S] style: the reference again
+    [L_P] pairs: the same make-up?
+    [L_R] sparsity of the change
+
+Run it:
+    python pairedcyclegan.py --train                                    toy faces, one generator for the whole face
+    python pairedcyclegan.py --train --regions parts                    eyes, lips and skin apart, as in the paper
+    python pairedcyclegan.py --train --data MT                          images/{makeup,non-makeup}/ with segs/, or .pts files
+    python pairedcyclegan.py --evaluate                                 colours, edges, identity, removal, against the truth
+    python pairedcyclegan.py --ablate                                   without D_S, without [L_S], true pairs; regions
+    python pairedcyclegan.py --infer me.jpg --reference star.jpg        also --strength .5
+    python pairedcyclegan.py --infer star.jpg --remove                  the other way
+
+Data sets: MT as PSGAN lays it out: images/makeup, images/non-makeup, segs/ with the same names, makeup.txt and non-makeup.txt
+(left out: all pictures). Or makeup/ and non-makeup/ (also before/ and after/), each picture with NAME.pts beside it or a map in
+segs/. Maps hold MT's numbers (see LABELS) and may have another size. Of either kind every tenth picture is held out.
+
+Where the paper is silent or we could not read it, it is ours and says so below: widths, learning rate, batch, the weights' ramp.
+The adversarial terms are logarithms, as the paper writes them, with the usual non-saturating side for G and F. The authors'
+public followers differ: of three trainers that we know of, one gives D_S no loss but a gradient penalty, two have no D_S at all.
+
+How the pieces fit. Faces are cut upright by their landmarks (eyes and mouth at the same place in every crop), because G with its
+41 pixels of sight cannot fetch a colour from farther away. The change that G draws is laid back on the photograph at its own size:
+where G changes nothing the photograph stays as it is.
+"""
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F_
+from PIL import Image
+
+import common
+import toyfaces
+from common import NORMS, PatchGAN, Run, UserError, conv_block, frozen, grid, prepare, say
+
+
+@dataclass
+class Config(common.Settings):
+    """The paper's recipe, as far as it is known."""
+    # data
+    image_size: int = 256             # ours: the paper's faces have 400 px or more; its crops are not known
+    load_size: int = 0                # ours: side of the stored pictures, of which faces are cut; 0 = 5/4 of image_size
+    people: int = 2000                # ours: toy people without make-up, and as many others with
+    pose: float = .25                 # ours: range of the toy poses; 1 = yaw up to 60 degrees
+    regions: str = field(default="parts", metadata={"choices": ("parts", "face")})   # the paper: parts; face = one G for the whole face
+    # networks
+    width: int = 64                   # ours: a public port's; the paper's is not known
+    d_width: int = 64                 # 70 x 70 PatchGAN's
+    # losses
+    lambda_adv: float = .1            # readers' notes of the paper: [L_G], [L_F] and [L_P] at first
+    lambda_adv_end: float = .5        # likewise: ... and at the end
+    lambda_P: float = 1.              # ours: [L_P] times this; 0 = no D_S (ablation)
+    lambda_I: float = 1.              # readers' notes
+    lambda_S: float = 1.              # readers' notes
+    lambda_R: float = .1              # readers' notes
+    follow: bool = True               # the paper; --no-follow: G sees the source twice, a CycleGAN (ablation)
+    pairs: str = field(default="warp", metadata={"choices": ("warp", "true")})       # the paper: warp; true = toy faces only, the truth itself
+    warped_fakes: bool = False        # ours: show the warped pictures to D_Y as fakes (a recollection of the paper, unconfirmed)
+    # training
+    warm_up: float = .1               # ours: share of the steps for F alone, and then for G alone; the paper trains F first
+    ramp_from: float = .25            # readers' notes: 50 of 200 epochs at lambda_adv, then linearly to lambda_adv_end
+    epochs: int = 200                 # readers' notes
+    steps: int = 0                    # ours: 0 = epochs
+    batch_size: int = 1               # ours: CycleGAN's
+    lr: float = 1e-4                  # ours: unconfirmed as the paper's
+    betas: tuple = (.5, .999)         # CycleGAN
+    decay_from: float = 1.            # ours: constant; below 1: from this share of the steps on linear to 0
+    part: str = field(default="all", metadata={"choices": ("all", "style", "regions")})   # ours: of --ablate
+
+
+# For a processor: 64 px, a quarter of the widths, all of it ours. One G for the whole face: three of them take three times as long.
+SMALL = dict(image_size=64, width=16, d_width=16, regions="face", batch_size=4, steps=4000, lr=5e-4, decay_from=.6)
+INFER_FLAGS = {
+    "--reference": dict(nargs="+", default=[], metavar="FILE", help="faces whose make-up is wanted"),
+    "--remove": dict(action="store_true", help="take the make-up off instead"),
+    "--strength": dict(type=float, default=1., metavar="S", help="0: nothing changes ... 1: as drawn"),
+    "--out": dict(default="", metavar="DIR", help="where to write (default: the run folder)"),
+}
+HEALTH = {"style-ignored": "the same make-up whatever the reference", "copying": "output hardly differs from the bare face",
+          "D-won": "D_Y tells every real picture from every generated one, by far", "nan": "a loss is not finite"}
+
+
+# =========================================================================================== landmarks and crops
+# What cutting and warping need of a face is 30 anchors [30, 2], pixels. They come from 68 landmarks or from a map of regions, so
+# that a model trained with the one can be used with the other. Left and right are the viewer's.
+#  0-3 left eye: left, right, top, bottom    4-7 right eye    8-10 left brow: left, right, top    11-13 right brow
+#  14-17 mouth: left, right, top, bottom     18-20 nose: left, right, bottom     21-26 outline at the height of eyes, nose, mouth
+#  27 chin     28, 29 the lips' inner edges, middle
+LABELS = dict(face=1, brows=(2, 3), eyes=(4, 5), nose=6, upper_lip=7, inner_mouth=8, lower_lip=9)      # MT's maps
+OUTLINE = (21, 23, 25, 27, 26, 24, 22, 12, 13, 11, 9, 10, 8)           # the face as a polygon: left side, chin, right side, brows
+# Where a region is cut: centre as a share of the way from the eyes to the mouth, side in units of that way, size as a share of image_size
+REGIONS = {"face": (.36, 2.6, 1.), "skin": (.36, 2.6, 1.), "eyes": (-.12, 1.1, .5), "lips": (1., 1.2, .5)}
+
+
+def extremes(points, which):
+    """The outermost of the points [m, 2], by letters: l(eft), r(ight); t(op), b(ottom) in the middle between those. [len(which), 2]"""
+    x = points[:, 0]
+    middle = points[(x - (x.min() + x.max()) / 2).abs() <= .5 + .02 * (x.max() - x.min())]
+    return torch.stack([{"l": points[x.argmin()], "r": points[x.argmax()], "t": middle[middle[:, 1].argmin()], "b": middle[middle[:, 1].argmax()]}[letter]
+                        for letter in which])
+
+
+def anchors_of_points(points):
+    """68 or 66 landmarks [n, 2] of a more or less upright face -> anchors [30, 2]."""
+    if len(points) == 66:
+        full = points.new_empty(68, 2)
+        full[common.KEEP_66] = points
+        full[[60, 64]] = full[[48, 54]]
+        points = full
+    eyes = [torch.stack([points[k], points[k + 3], points[[k + 1, k + 2]].mean(0), points[[k + 4, k + 5]].mean(0)]) for k in (36, 42)]
+    mouth, nose, outline = points[[48, 54, 51, 57]], points[[31, 35, 33]], []
+    for y in (points[36:48, 1].mean(), nose[2, 1], mouth[:2, 1].mean()):
+        for half in (points[:9], points[8:17].flip(0)):                # the jaw from the temple to the chin
+            k = int((half[:, 1] < y).sum().clamp(1, 8))
+            t = ((y - half[k - 1, 1]) / (half[k, 1] - half[k - 1, 1]).clamp(min=1e-3)).clamp(0, 1)
+            outline.append(half[k - 1] + t * (half[k] - half[k - 1]))
+    return torch.cat([*eyes, points[[17, 21, 19, 22, 26, 24]], mouth, nose, torch.stack(outline), points[[8, 62, 66]]])
+
+
+def anchors_of_map(label):
+    """A map of regions [H, W] with MT's numbers -> anchors [30, 2]. ValueError says what is missing; hidden brows are guessed."""
+    def places(*numbers):
+        y, x = np.isin(label, numbers).nonzero()
+        return torch.tensor(np.stack([x, y], 1), dtype=torch.float32)
+
+    def pair(numbers):
+        return sorted((p for p in map(places, numbers) if len(p)), key=lambda p: p[:, 0].mean())
+
+    eyes, brows, nose = pair(LABELS["eyes"]), pair(LABELS["brows"]), places(LABELS["nose"])
+    upper, lower = places(LABELS["upper_lip"]), places(LABELS["lower_lip"])
+    for name, number, found in (("two eyes", LABELS["eyes"], len(eyes) == 2), ("lips", (7, 9), len(upper) and len(lower)), ("nose", 6, len(nose))):
+        if not found:
+            raise ValueError(f"no {name} (MT's {number}) in the map")
+    eyes = [extremes(eye, "lrtb") for eye in eyes]
+    mouth, centre = extremes(torch.cat([upper, lower]), "lrtb"), torch.stack([eye.mean(0) for eye in eyes]).mean(0)
+    lift = torch.tensor([0., .25 * float(mouth[:, 1].mean() - centre[1])])
+    brows = [extremes(brow, "lrt") for brow in brows] if len(brows) == 2 else [eye[:3] - lift for eye in eyes]
+    face, outline = places(LABELS["face"], LABELS["nose"], 7, 8, 9, *LABELS["eyes"]), []
+    for y in (centre[1], nose[:, 1].max(), mouth[:2, 1].mean()):
+        outline.append(extremes(face[(face[:, 1] - y).abs() <= 1], "lr"))
+    low, wings = face[face[:, 1] == face[:, 1].max()], nose[nose[:, 1] >= .7 * nose[:, 1].max() + .3 * nose[:, 1].min()]
+    return torch.cat([*eyes, *brows, mouth, extremes(wings, "lrb"), *outline, low.mean(0, keepdim=True), extremes(upper, "b"), extremes(lower, "t")])
+
+
+def place(anchors, region, size, mirror, turn=None):
+    """How the squares of a region lie on pictures: (anchors in the square [B, 30, 2], to_picture, to_square), both of points [B, m, 2].
+
+    anchors: [B, 30, 2] in the picture. Upright, from the line between eyes and mouth. mirror: [B] bool; of the region "eyes" the
+    left eye is meant where it is true, mirrored, so that one network serves both. turn: [B] degrees.
+    """
+    along, sides, _ = REGIONS[region]
+    eyes, mouth = anchors[:, [0, 1, 4, 5]].mean(1), anchors[:, [14, 15]].mean(1)
+    way = (mouth - eyes).norm(dim=1, keepdim=True).clamp(min=1e-3)
+    down = (mouth - eyes) / way
+    start = torch.where(mirror[:, None], anchors[:, :2].mean(1), anchors[:, 4:6].mean(1)) if region == "eyes" else eyes
+    centre = start + along * way * down
+    if turn is not None:
+        s, c = turn.deg2rad().sin(), turn.deg2rad().cos()
+        down = torch.stack([c * down[:, 0] - s * down[:, 1], s * down[:, 0] + c * down[:, 1]], 1)
+    right = torch.stack([down[:, 1], -down[:, 0]], 1) * torch.where(mirror, -1., 1.)[:, None]
+    axes, scale = torch.stack([right, down], 1), (sides * way / size)[:, None]                             # [B, 2, 2]; pixels of the picture per pixel
+
+    def to_picture(p):
+        return ((p - (size - 1) / 2) * scale) @ axes + centre[:, None]
+
+    def to_square(p):
+        return ((p - centre[:, None]) @ axes.transpose(1, 2)) / scale + (size - 1) / 2
+
+    return to_square(anchors), to_picture, to_square
+
+
+def pixels(h, w, device):
+    """The places (x, y) of all pixels: [1, h * w, 2]."""
+    y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
+    return torch.stack([x, y], -1).float().reshape(1, -1, 2)
+
+
+def look(pictures, where, size, padding="border"):
+    """pictures [B, c, H, W] at the places `where` [B, size * size, 2], as [B, c, size, size] (size: a number or (h, w))."""
+    h, w = size if isinstance(size, tuple) else (size, size)
+    side = where.new_tensor([pictures.shape[-1], pictures.shape[-2]])
+    return F_.grid_sample(pictures, ((where + .5) / side * 2 - 1).reshape(-1, h, w, 2), mode="bilinear", padding_mode=padding, align_corners=False)
+
+
+def disc(size, device):
+    """1 in the middle of a square, softly 0 at its rim: [1, 1, size, size]."""
+    r = (pixels(size, size, device) - (size - 1) / 2).norm(dim=2).reshape(1, 1, size, size) / (size / 2)
+    return ((.98 - r) / .18).clamp(0, 1)
+
+
+# ------------------------------------------------------------------------------------- W(x, y): the warped reference
+
+def thin_plate(source, target):
+    """The thin-plate spline (Bookstein 1989) that takes the points source [B, n, 2] to target: a function of points [B, m, 2]."""
+    B, n, _ = source.shape
+    scale = source.amax((1, 2), keepdim=True).clamp(min=1.)
+    knots = source / scale
+
+    def basis(p):
+        d2 = torch.cdist(p, knots).square()
+        return torch.cat([d2 * (d2 + 1e-12).log(), torch.ones_like(d2[..., :1]), p], -1)                   # [B, m, n + 3]
+
+    top = basis(knots)
+    top[:, :, :n] += 1e-4 * torch.eye(n, device=source.device)         # two anchors may coincide (a closed mouth)
+    low = torch.cat([top[:, :, n:].transpose(1, 2), top.new_zeros(B, 3, 3)], 2)
+    bent = torch.linalg.solve(torch.cat([top, low], 1), torch.cat([target, target.new_zeros(B, 3, 2)], 1))
+    return lambda p: basis(p / scale) @ bent
+
+
+def inside(polygon, size):
+    """Which pixels lie inside a polygon [B, k, 2] that its centre sees all of: bool [B, 1, size, size]."""
+    p, centre = pixels(size, size, polygon.device)[:, None], polygon.mean(1, keepdim=True)[:, :, None]
+    a, b = polygon[:, :, None], polygon.roll(-1, 1)[:, :, None]                                            # [B, k, 1, 2]
+
+    def left_of(q, r):
+        return (r - q)[..., 0] * (p - q)[..., 1] - (r - q)[..., 1] * (p - q)[..., 0] >= 0
+
+    turns = torch.stack([left_of(a, b), left_of(b, centre), left_of(centre, a)])                           # [3, B, k, size * size]
+    return (turns.all(0) | ~turns.any(0)).any(1).reshape(-1, 1, size, size)
+
+
+LIFT = .05                                                             # added to colours in 0 ... 1 before they are divided: black is never quite black
+
+
+def skin_colour(pictures, anchors):
+    """The median colour within the outline of faces [B, 3, S, S]: [B, 3], in LIFT ... 1 + LIFT."""
+    face = inside(anchors[:, OUTLINE], pictures.shape[-1]).expand_as(pictures)
+    return (pictures / 2 + .5 + LIFT).masked_fill(~face, torch.nan).flatten(2).nanmedian(2)[0]
+
+
+def blended(x, pasted, mask, gain):
+    """pasted, its colours times `gain` [B, 3], where mask [B, 1, S, S] is 1; x where it is 0.
+
+    The paper blends by Poisson's equation. Here skin is given the source's colour as a whole, by the ratio of the two faces' median
+    colours: contrasts stay as ratios, and what differs at the rim (a lock of hair, a brow) does not run into the face.
+    """
+    toned = ((pasted / 2 + .5 + LIFT) * gain[..., None, None] - .5 - LIFT) * 2
+    return x + mask * (toned.clamp(-1, 1) - x)
+
+
+# ========================================================================================================== data
+
+class Album:
+    """Pictures: bank uint8 [N, 3, L, L]; anchors [N, 30, 2] in its pixels; skin [N, 3]: see skin_colour; faces: the toyfaces.Face, or None."""
+
+    def __init__(self, bank, anchors, faces=None):
+        self.bank, self.anchors, self.faces = bank, anchors, faces
+        self.skin = torch.cat([skin_colour(self.pictures(k, anchors.device), anchors[k.to(anchors.device)]) for k in torch.arange(len(bank)).split(64)])
+
+    def __len__(self):
+        return len(self.bank)
+
+    def pictures(self, index, device):
+        return common.draw(self.bank, index, device)
+
+
+class Pairs:
+    """Faces without make-up (bare) and others with it (made), nobody in both. sample(B): x, y, w [B, 3, s, s] of one region.
+
+    x bare, y made up, both cut alike; w: y's make-up in x's place, warped or (toy faces, pairs "true") as it truly is on x.
+    """
+
+    def __init__(self, cfg, bare, made, region):
+        self.cfg, self.bare, self.made, self.region = cfg, bare, made, region
+        self.size = round(cfg.image_size * REGIONS[region][2])
+        self.generator = torch.Generator().manual_seed(cfg.seed)
+
+    def view(self, pictures, anchors, mirror, turn=None):
+        """The region of pictures [B, 3, L, L]: (squares [B, 3, s, s], anchors in them)."""
+        inner, to_picture, _ = place(anchors, self.region, self.size, mirror, turn)
+        return look(pictures, to_picture(pixels(self.size, self.size, anchors.device)), self.size), inner
+
+    def cut(self, album, index, mirror, turn=None):
+        return self.view(album.pictures(index, self.cfg.device), album.anchors[index.to(album.anchors.device)], mirror, turn)
+
+    def warped(self, i, j, mirror, turn=None):
+        """W(x, y): made[j] bent so that its anchors fall on those of bare[i], blended into it."""
+        x, x_inner = self.cut(self.bare, i, mirror, turn)
+        y_anchors = self.made.anchors[j.to(self.made.anchors.device)]
+        y_inner, to_picture, _ = place(y_anchors, self.region, self.size, mirror, turn)
+        where = thin_plate(x_inner, y_inner)(pixels(self.size, self.size, x.device).expand(len(x), -1, -1))
+        bent = look(self.made.pictures(j, self.cfg.device), to_picture(where), self.size)
+        mask = disc(self.size, x.device).expand(len(x), -1, -1, -1)
+        if self.region in ("face", "skin"):
+            k = self.size // 32 * 2 + 1                                # a soft edge
+            mask = F_.avg_pool2d(inside(x_inner[:, OUTLINE], self.size).float(), k, 1, k // 2)
+        return blended(x, bent, mask, self.bare.skin[i.to(x.device)] / self.made.skin[j.to(x.device)])
+
+    def true(self, i, j, mirror, turn=None):
+        """The bare toy faces i, truly wearing the make-up of the faces j."""
+        faces = self.bare.faces[i.to(self.cfg.device)].take(self.made.faces[j.to(self.cfg.device)], toyfaces.MAKEUP)
+        return self.view(toyfaces.render(faces, self.bare.bank.shape[-1]), self.bare.anchors[i.to(self.cfg.device)], mirror, turn)[0]
+
+    def sample(self, batch_size):
+        i, j = (torch.randint(len(album), (batch_size,), generator=self.generator) for album in (self.bare, self.made))
+        mirror = (torch.rand(batch_size, generator=self.generator) < .5).to(self.cfg.device)
+        turn = (30 * torch.rand(batch_size, generator=self.generator) - 15).to(self.cfg.device) if self.region == "eyes" else None   # a disc may turn
+        x, y = self.cut(self.bare, i, mirror, turn)[0], self.cut(self.made, j, mirror, turn)[0]
+        w = x if not uses_pairs(self.cfg) else self.true(i, j, mirror, turn) if self.cfg.pairs == "true" else self.warped(i, j, mirror, turn)
+        return x, y, w
+
+
+def uses_pairs(cfg):
+    """Does anything look at the pairs of the same style?"""
+    return cfg.follow and (cfg.lambda_P > 0 or cfg.warped_fakes)
+
+
+def load_size(cfg):
+    """Side of the stored pictures."""
+    return cfg.load_size or cfg.image_size * 5 // 4
+
+
+TRAIN_SEED, TEST_SEED, TEST_PEOPLE = 20_000, 50_000, 40
+
+
+def toy_people(cfg, n, seed, made):
+    """n calm people with neither beard nor glasses, upright and near; made: all of them wear make-up, else none does."""
+    g = torch.Generator().manual_seed(seed + 1)
+    faces = toyfaces.sample(n, seed, cfg.device, pose=cfg.pose, expression=False)
+    faces = faces.set(beard=0., glasses=0., zoom=1.45, shift=[0., .03], smile=torch.rand(n, generator=g) - .2)
+    alphas = {name: low + (high - low) * torch.rand(n, generator=g) for name, low, high in
+              (("lip_alpha", .5, 1.), ("shadow_alpha", .4, .9), ("liner_alpha", .3, 1.), ("blush_alpha", .15, .6))}
+    return faces.set(**alphas) if made else faces.no_makeup()
+
+
+def toy_albums(cfg, test=False):
+    """(bare, made) of different people."""
+    n, seed, L = TEST_PEOPLE if test else cfg.people, TEST_SEED if test else TRAIN_SEED + 10 * cfg.seed, load_size(cfg)
+    albums = []
+    for made in (False, True):
+        faces = toy_people(cfg, n, seed + 2 * made, made)
+        anchors = torch.stack([anchors_of_points(p) for p in toyfaces.landmarks(faces, L).cpu()]).to(cfg.device)
+        albums.append(Album(common.toy_bank(cfg, faces, L), anchors, faces))
+    return albums
+
+
+NAMES = {"makeup": 1, "make-up": 1, "with_makeup": 1, "after": 1, "made": 1, "non-makeup": 0, "no_makeup": 0, "non_makeup": 0, "without_makeup": 0, "before": 0,
+         "bare": 0}
+
+
+def annotation_of(picture):
+    """Where the landmarks of a picture are: NAME.pts beside it, or a map in segs/; None = nowhere."""
+    if picture.with_suffix(".pts").exists():
+        return picture.with_suffix(".pts")
+    folders = [picture.parent.parent / "segs" / picture.parent.name, picture.parent.parent.parent / "segs" / picture.parent.name, picture.parent / "segs"]
+    for folder in folders:
+        for ending in (picture.suffix, ".png"):
+            if (folder / (picture.stem + ending)).exists():
+                return folder / (picture.stem + ending)
+    return None
+
+
+def anchors_of(annotation, size):
+    """Anchors from a .pts file or a map of regions, in pixels of the picture of `size` (w, h). UserError names the file."""
+    if annotation.suffix == ".pts":
+        return anchors_of_points(common.read_pts(annotation))
+    try:
+        with Image.open(annotation) as image:
+            label = np.asarray(image)
+        if label.ndim != 2:
+            raise ValueError(f"{label.shape[2]} channels, expected one that holds MT's numbers")
+        scale = torch.tensor([size[0] / label.shape[1], size[1] / label.shape[0]])
+        return (anchors_of_map(label) + .5) * scale - .5
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{annotation}: {str(error).splitlines()[0]}") from None
+
+
+def scan(cfg):
+    """What is under cfg.data: pictures, made (0 or 1 each), annotations, test (bool each); for --check images, bad, notes, bytes_per_image."""
+    root, found, bad = Path(cfg.data), {0: [], 1: []}, []
+    for folder in sorted(p for p in root.rglob("*") if p.is_dir() and p.name.lower() in NAMES and "segs" not in p.relative_to(root).parts):
+        found[NAMES[folder.name.lower()]] += common.pictures_in(folder)
+    for name in ("makeup.txt", "non-makeup.txt"):                      # PSGAN's lists: only these, in this order
+        if (root / name).exists():
+            wanted = [root / "images" / line.strip() for line in (root / name).read_text(errors="replace").splitlines() if line.strip()]
+            bad += [f"{root / name}: names {path.relative_to(root)}, which is not there" for path in wanted if not path.exists()]
+            found[NAMES[name[:-4]]] = [path for path in wanted if path.exists()]
+    if not all(len(paths) > 1 for paths in found.values()):
+        raise UserError(f"{root}: {len(found[0])} pictures without make-up, {len(found[1])} with; expected images/non-makeup and images/makeup (MT), "
+                        "or before/ and after/, two pictures or more in each")
+    images, made, annotations, test = [], [], [], []
+    for kind, paths in found.items():
+        for k, path in enumerate(paths):
+            if (annotation := annotation_of(path)) is None:
+                bad.append(f"{path}: neither {path.stem}.pts beside it nor a map in segs/")
+                continue
+            images.append(path), made.append(kind), annotations.append(annotation), test.append(k % 10 == min(9, len(paths) - 1))
+    notes = {"without make-up, with": f"{made.count(0)}, {made.count(1)}", "held out": f"every tenth, {sum(test)}",
+             "landmarks": ", ".join(f"{n} {kind}" for kind, n in sorted(common.Counter("maps" if a.suffix != ".pts" else ".pts" for a in annotations).items()))}
+    return dict(images=images, made=made, annotations=annotations, test=test, bad=bad, notes=notes, bytes_per_image=3 * load_size(cfg) ** 2)
+
+
+def photographs(cfg, test):
+    """(bare, made) of the training or the test part of cfg.data: loose squares around the faces, decoded once."""
+    found, L = scan(cfg), load_size(cfg)
+    bad = list(found["bad"])
+    mine = [k for k, is_test in enumerate(found["test"]) if is_test == test]
+    anchors = {}
+    for k in mine:
+        try:
+            with Image.open(found["images"][k]) as image:
+                anchors[k] = anchors_of(found["annotations"][k], common.ImageOps.exif_transpose(image).size)
+        except (UserError, OSError) as error:
+            bad.append(str(error) if isinstance(error, UserError) else f"{found['images'][k]}: not a readable picture")
+    common.report_bad(bad, len(found["images"]) + len(found["bad"]), cfg.skip_bad)
+    albums = []
+    for kind in (0, 1):
+        keep = [k for k in anchors if found["made"][k] == kind]
+        points = torch.stack([anchors[k] for k in keep]) if keep else torch.empty(0, 30, 2)
+        corners = place(points, "face", 2, torch.zeros(len(keep), dtype=torch.bool))[1](torch.tensor([[[.5, .5]]])) if keep else points
+        half = .65 * REGIONS["face"][1] * (points[:, [14, 15]].mean(1) - points[:, [0, 1, 4, 5]].mean(1)).norm(dim=1)      # 1.3 times the face's square
+        low, high = corners[:, 0] - half[:, None], corners[:, 0] + half[:, None]
+
+        def decode(k, keep=keep, low=low, high=high):
+            return np.asarray(common.crop(common.open_image(found["images"][keep[k]]), low[k], high[k], L)).transpose(2, 0, 1)
+
+        bank, good = common.decoded_bank(cfg, [found["images"][k] for k in keep], (3, L, L), decode, low.tolist())
+        inner = (points - low[:, None]) * (L / (2 * half))[:, None, None] - .5
+        if not good:
+            raise UserError(f"{cfg.data}: no picture {'with' if kind else 'without'} make-up can be read in the {'test' if test else 'training'} part")
+        albums.append(Album(bank, inner[good].to(cfg.device)))
+    return albums
+
+
+def make_data(cfg, region, test=False):
+    return Pairs(cfg, *(photographs(cfg, test) if cfg.data else toy_albums(cfg, test)), region)
+
+
+# ====================================================================================================== networks
+
+class Dilated(nn.Module):
+    """x + norm(conv(relu(norm(conv(x))))), 3 x 3, both convolutions dilated."""
+
+    def __init__(self, channels, dilation):
+        super().__init__()
+        layers = []
+        for act in (nn.ReLU(), None):
+            conv = nn.Conv2d(channels, channels, 3, 1, dilation, dilation, padding_mode="reflect")
+            layers += [conv, NORMS["instance"](channels)] + [act] * (act is not None)
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+class Generator(nn.Module):
+    """G (inputs=2: source and reference) and F (inputs=1): the source plus the change that is drawn, both in [-1, 1].
+
+    A stem for each picture, three residual blocks of dilation 1, 2, 4, a convolution of dilation 2 against the grid that these
+    leave, and the change. No stride: nothing has to lie on the same pixel twice. 1,055,491 parameters, G and F alike.
+    forward(x [B, 3, H, W], y or nothing) -> [B, 3, H, W].
+    """
+
+    def __init__(self, inputs=2, width=64):
+        super().__init__()
+        w = 2 * width
+        self.stems = nn.ModuleList(nn.Sequential(*conv_block(3, w // inputs, 7, 1, 3, "instance", nn.ReLU(), padding_mode="reflect")) for _ in range(inputs))
+        self.trunk = nn.Sequential(*(Dilated(w, d) for d in (1, 2, 4)),
+                                   nn.Conv2d(w, w, 3, 1, 2, 2, padding_mode="reflect"), NORMS["instance"](w), nn.ReLU(),
+                                   nn.Conv2d(w, 3, 3, 1, 1, padding_mode="reflect"), nn.Tanh())
+
+    def forward(self, x, *reference):
+        change = self.trunk(torch.cat([stem(picture) for stem, picture in zip(self.stems, (x, *reference), strict=True)], 1))
+        return (x + change).clamp(-1, 1)
+
+    def receptive_field(self):
+        """Side of the square of input pixels that one output pixel sees: 41."""
+        return common.receptive_field(nn.Sequential(self.stems[0], self.trunk))
+
+
+def build(cfg):
+    """G, F, D_X, D_Y, D_S, weights from N(0, .02). PatchGANs: 2,764,737 parameters each; D_S, of two pictures, 2,767,809."""
+    widths = [cfg.d_width * min(2 ** k, 8) for k in range(4)]
+    return [common.init_normal(net) for net in (Generator(2, cfg.width), Generator(1, cfg.width),
+                                                *(PatchGAN(channels, widths, (2, 2, 2, 1), norm="instance") for channels in (3, 3, 6)))]
+
+
+# ======================================================================================================== losses
+# The D's maximise, G and F minimise what the paper writes. Here all are minimised: D's sign is turned, and G and F have the
+# non-saturating form, -log D(fake) for log(1 - D(fake)) (Goodfellow et al. 2014). || . ||_1: mean over batch, channels and pixels.
+
+def loss_G_D(D_Y, y, fakes):
+    """[L_G]  E_y[log D_Y(y)] + E_{x,y}[log(1 - D_Y(G(x, y)))], D's side. fakes: made up by G, or otherwise false"""
+    return common.vanilla_D(D_Y(y), D_Y(fakes))
+
+
+def loss_G_G(D_Y, y_fake):
+    """[L_G]  G's side: -E log D_Y(G(x, y)). Weight: lambda_adv"""
+    return common.vanilla_G(D_Y(y_fake))
+
+
+def loss_F_D(D_X, x, x_fake):
+    """[L_F]  E_x[log D_X(x)] + E_y[log(1 - D_X(F(y)))], D's side"""
+    return common.vanilla_D(D_X(x), D_X(x_fake))
+
+
+def loss_F_F(D_X, x_fake):
+    """[L_F]  F's side: -E log D_X(F(y)). Weight: lambda_adv"""
+    return common.vanilla_G(D_X(x_fake))
+
+
+def loss_I(F, x, y_fake):
+    """[L_I]  E ||F(G(x, y)) - x||_1: the bare face is found again. Weight: lambda_I"""
+    return (F(y_fake) - x).abs().mean()
+
+
+def loss_S(G, y, x_fake, y_fake):
+    """[L_S]  E ||G(F(y), G(x, y)) - y||_1: source the bare reference, style that of the *result*. Weight: lambda_S"""
+    return (G(x_fake, y_fake) - y).abs().mean()
+
+
+def loss_P_D(D_S, y, w, y_fake):
+    """[L_P]  E[log D_S(y, W(x, y))] + E[log(1 - D_S(y, G(x, y)))], D's side: the warped reference wears the same, the result not yet"""
+    return common.vanilla_D(D_S(y, w), D_S(y, y_fake))
+
+
+def loss_P_G(D_S, y, y_fake):
+    """[L_P]  G's side: -E log D_S(y, G(x, y)). Weight: lambda_P"""
+    return common.vanilla_G(D_S(y, y_fake))
+
+
+def loss_R(x, y_fake):
+    """[L_R]  E ||G(x, y) - x||_1: as little change as will do. Weight: lambda_R"""
+    return (y_fake - x).abs().mean()
+
+
+# ====================================================================================================== training
+
+def validate(cfg):
+    """Raises UserError for settings that do not fit together."""
+    for name, fits, expected in (*((name, getattr(cfg, name) > 0, "at least 1") for name in ("width", "d_width", "people")),
+                                 ("image_size", cfg.image_size % 2 == 0 and cfg.image_size >= 48, "an even number, at least 48"),
+                                 ("load_size", load_size(cfg) >= cfg.image_size, f"at least --image-size {cfg.image_size}"),
+                                 ("epochs", cfg.epochs or cfg.steps, "at least 1, or --steps"),
+                                 ("pairs", cfg.pairs == "warp" or not cfg.data, "warp with --data: only toy faces have a truth"),
+                                 ("warm_up", cfg.warm_up <= .5, "at most 0.5"),
+                                 ("ramp_from", cfg.ramp_from <= 1, "at most 1"),
+                                 ("betas", len(cfg.betas) == 2 and all(0 <= b < 1 for b in cfg.betas), "two numbers from 0 to below 1")):
+        if not fits:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected {expected}")
+    if cfg.weights:
+        raise UserError("--weights: training starts from scratch; for --evaluate and --infer give --run")
+
+
+def regions_of(cfg):
+    return ("skin", "eyes", "lips") if cfg.regions == "parts" else ("face",)
+
+
+def train(cfg):
+    """A G and an F for each region, one after the other. Writes cfg.run/<region>; returns {region: (G, F)}."""
+    validate(cfg)
+    data = make_data(cfg, "face"), make_data(cfg, "face", test=True)
+    steps = cfg.steps or cfg.epochs * -(-max(len(data[0].bare), len(data[0].made)) // cfg.batch_size)
+    nets = {}
+    for region in regions_of(cfg):
+        one = dataclasses.replace(cfg, run=str(Path(cfg.run) / region), steps=steps)
+        nets[region] = train_region(one, *(Pairs(one, part.bare, part.made, region) for part in data))
+        if cfg.bench or 0 < cfg.stop_after < steps:
+            break
+    return nets
+
+
+def adversarial_weight(cfg, step):
+    """lambda_adv until ramp_from, then linearly to lambda_adv_end."""
+    share = max(0., step / cfg.steps - cfg.ramp_from) / max(1e-9, 1 - cfg.ramp_from)
+    return cfg.lambda_adv + (cfg.lambda_adv_end - cfg.lambda_adv) * share
+
+
+def train_region(cfg, data, held_out):
+    """The paper's training, for one region. Writes cfg.run; returns G, F (on cfg.device)."""
+    torch.manual_seed(cfg.seed)
+    nets = G, F, D_X, D_Y, D_S = [prepare(net, cfg) for net in build(cfg)]
+    say(f"{data.region}: {data.size} px, {len(data.bare)} bare faces, {len(data.made)} made up; G and F {common.n_parameters(G):,} parameters each, "
+        f"which see {G.receptive_field()} px; D's {D_X.receptive_field()} px")
+    opt_GF = torch.optim.Adam([*G.parameters(), *F.parameters()], cfg.lr, cfg.betas, fused=True)
+    opt_D = torch.optim.Adam([*D_X.parameters(), *D_Y.parameters(), *D_S.parameters()], cfg.lr, cfg.betas, fused=True)
+    toy = data.bare.faces is not None
+    about = {"toy": toy, "anchors": (data.bare.anchors.mean(0) / data.bare.bank.shape[-1]).tolist() if toy else None}
+    run = Run(cfg, dict(zip(("G", "F", "D_X", "D_Y", "D_S"), nets, strict=True)), {"GF": opt_GF, "D": opt_D}, data, HEALTH, about)
+
+    for step, (x, y, w) in run.batches(cfg.batch_size):
+        run.learning_rate(cfg.lr * common.linear_decay(step, cfg.steps, cfg.decay_from))
+        weight, L = adversarial_weight(cfg, step), {}
+        blind = step <= cfg.warm_up * cfg.steps or not cfg.follow                       # F first: in a CycleGAN, whose G sees no reference
+        fixed = not blind and cfg.follow and step <= 2 * cfg.warm_up * cfg.steps                # then G, with F as it is; then both
+        style = not blind and cfg.lambda_P > 0
+
+        # 1. G and F --------------------------------------------------------------------------------------------------
+        with frozen(D_X, D_Y, D_S, *[F] * fixed):
+            y_fake, x_fake = G(x, x if blind else y), F(y)
+            L["G"] = weight * loss_G_G(D_Y, y_fake)                                                               # [L_G]
+            if not fixed:
+                L["F"] = weight * loss_F_F(D_X, x_fake)                                                           # [L_F]
+            L["I"] = cfg.lambda_I * loss_I(F, x, y_fake)                                                          # [L_I]
+            if not blind:
+                L["S"] = cfg.lambda_S * loss_S(G, y, x_fake, y_fake)                                              # [L_S]
+            if style:
+                L["P"] = weight * cfg.lambda_P * loss_P_G(D_S, y, y_fake)                                         # [L_P]
+            L["R"] = cfg.lambda_R * loss_R(x, y_fake)                                                             # [L_R]
+            run.update("GF", sum(L.values()))
+
+        # 2. The D's: real or not, bare or made up; the same make-up or not ----------------------------------------------
+        L_D = {"D_Y": loss_G_D(D_Y, y, torch.cat([y_fake.detach(), w]) if cfg.warped_fakes and not blind else y_fake.detach()),    # [L_G]
+               "D_X": loss_F_D(D_X, x, x_fake.detach())}                                                          # [L_F]
+        if style:
+            L_D["D_S"] = loss_P_D(D_S, y, w, y_fake.detach())                                                     # [L_P]
+        run.update("D", sum(L_D.values()))
+
+        # 3. What happened --------------------------------------------------------------------------------------------
+        if run.logs(step):
+            run.log(step, **report(cfg, G, F, D_Y, held_out, blind), weight=weight,
+                    **{f"L_{name}": value.detach() for name, value in (L | L_D).items()})
+        if run.samples(step):
+            run.sample(step, sample_grid(cfg, G, F, held_out))
+    return G, F
+
+
+def few(data, n, m):
+    """n held-out bare faces and m made-up ones, the same every time: x [n, 3, s, s], y [m, ...], and every pair's truth [n, m, 3, s, s].
+
+    The truth of toy faces; of photographs, for want of it, W(x, y).
+    """
+    i, j = (torch.linspace(0, len(album) - 1, min(k, len(album))).round().long() for album, k in ((data.bare, n), (data.made, m)))
+    upright = torch.zeros(len(i) * len(j), dtype=torch.bool, device=data.cfg.device)
+    x, y = data.cut(data.bare, i, upright[:len(i)])[0], data.cut(data.made, j, upright[:len(j)])[0]
+    pairs = i.repeat_interleave(len(j)), j.repeat(len(i)), upright
+    truth = data.true(*pairs) if data.bare.faces is not None else data.warped(*pairs)
+    return x, y, truth.unflatten(0, (len(i), len(j))), (i, j)
+
+
+def all_pairs(G, x, y):
+    """G of every x with every y: [n, m, 3, s, s]."""
+    return G(x.repeat_interleave(len(y), 0), y.repeat(len(x), 1, 1, 1)).unflatten(0, (len(x), len(y)))
+
+
+@torch.no_grad()
+def report(cfg, G, F, D_Y, data, blind):
+    """The health word and the numbers behind it, on held-out faces (L1, units of the full range, 0 ... 1).
+
+    change: |G(x, y) - x|; spread: how much results of one face differ from reference to reference; error, copy: of G and of the bare
+    face to the truth; removed, kept: of F(y), and of y itself, to the true bare face. Photographs: the "truth" is W, and F has none.
+    """
+    x, y, truth, (_, j) = few(data, 4, 4)
+    out = all_pairs(G, x, y)
+    values = {"change": (out - x[:, None]).abs().mean() / 2, "spread": (out - out.mean(1, keepdim=True)).abs().mean() / 2,
+              "error": (out - truth).abs().mean() / 2, "copy": (x[:, None] - truth).abs().mean() / 2}
+    if data.made.faces is not None:
+        bare = bare_of(data, j)
+        values |= {"removed": (F(y) - bare).abs().mean() / 2, "kept": (y - bare).abs().mean() / 2}
+    real, fake = D_Y(y).mean((1, 2, 3)), D_Y(out.flatten(0, 1)).mean((1, 2, 3))
+    word = "ok"
+    if values["change"] < .1 * values["copy"]:
+        word = "copying"
+    elif not blind and values["spread"] < .2 * (truth - truth.mean(1, keepdim=True)).abs().mean() / 2:
+        word = "style-ignored"
+    elif real.min() > fake.max() and real.mean() - fake.mean() > 10:
+        word = "D-won"
+    return {"health": word} | values
+
+
+def bare_of(data, j):
+    """The made-up toy faces j without their make-up, cut as `few` cuts."""
+    faces, upright = data.made.faces[j.to(data.cfg.device)].no_makeup(), torch.zeros(len(j), dtype=torch.bool, device=data.cfg.device)
+    return data.view(toyfaces.render(faces, data.made.bank.shape[-1]), data.made.anchors[j.to(data.cfg.device)], upright)[0]
+
+
+@torch.no_grad()
+def sample_grid(cfg, G, F, data):
+    """Held-out people. Top: references; then each source with every reference's make-up, below the truth (photographs: W); last F(reference)."""
+    x, y, truth, (_, j) = few(data, 4, 6)
+    out, blank = all_pairs(G, x, y), torch.ones_like(x[:1])
+    removed = [F(y)] + ([bare_of(data, j)] if data.made.faces is not None else [])
+    columns = [torch.cat([blank, *(row for one in x for row in (one[None], blank)), *[blank] * len(removed)])]
+    for k in range(len(y)):
+        columns.append(torch.cat([y[k:k + 1], torch.stack([out[:, k], truth[:, k]], 1).flatten(0, 1), *(r[k:k + 1] for r in removed)]))
+    return grid(columns, ["source", *(f"reference {k + 1}" for k in range(len(y)))], scale=max(1, 128 // x.shape[-1]))
+
+
+# ============================================================================================= from square to picture
+
+def lay(change, to_square, size, mask=False):
+    """What is drawn in squares [B, c, s, s] (or, mask, their disc) where it belongs on pictures of size (h, w): [B, c, h, w], 0 around."""
+    s, device = change.shape[-1], change.device
+    content = disc(s, device).expand(len(change), -1, -1, -1) if mask else change
+    return look(content, to_square(pixels(*size, device)), size, padding="zeros")
+
+
+@torch.no_grad()
+def change(cfg, nets, x, x_anchors, y=None, y_anchors=None):
+    """What G draws on the pictures x [B, 3, H, W] for the references y, or without y what F draws: to be added, [B, 3, H, W].
+
+    nets: {region: (G, F)}. Each region's change is laid in its place with a soft rim, eyes and lips over skin. The paper pastes the
+    results by Poisson blending; adding the change alone keeps everything else, at the picture's own resolution.
+    """
+    total = torch.zeros_like(x)
+    for region, (G, F) in nets.items():
+        s = round(cfg.image_size * REGIONS[region][2])
+        for left in (False, True)[:1 + (region == "eyes")]:
+            mirror = torch.full((len(x),), left, device=x.device)
+            _, to_picture, to_square = place(x_anchors, region, s, mirror)
+            square = look(x, to_picture(pixels(s, s, x.device)), s)
+            if y is None:
+                drawn = F(square)
+            else:
+                drawn = G(square, look(y, place(y_anchors, region, s, mirror)[1](pixels(s, s, x.device)), s))
+            laid, mask = (lay(drawn - square, to_square, x.shape[-2:], mask) for mask in (False, True))
+            total = total + mask * (laid - total)
+    return total
+
+
+def trained(cfg):
+    """{region: (G, F)} of cfg.run, and about. cfg takes over what G and its data depend on."""
+    if cfg.weights:
+        raise UserError("--weights: a model is one or three pairs of networks; give the folder that holds them as --run")
+    nets, about = {}, None
+    names = ("skin", "eyes", "lips") if (Path(cfg.run) / "skin" / "last.pt").exists() else ("face",)
+    for region in names:
+        path = Path(cfg.run) / region / "last.pt"
+        saved = common.load_checkpoint(path)
+        common.check_paper(saved, path, Path(__file__).stem)
+        for name in ("image_size", "load_size", "width", "pose", "follow"):
+            setattr(cfg, name, saved["config"][name])
+        if not cfg.data:
+            cfg.data = saved["config"]["data"]
+        about = saved["about"]
+        if saved["step"] < saved["config"]["steps"]:
+            say(f"{path}: only {saved['step']} of {saved['config']['steps']} steps trained")
+        G, F = (prepare(common.load_weights(Generator(inputs, cfg.width), saved["nets"].get(name, {}), path), cfg).eval()
+                for name, inputs in (("G", 2), ("F", 1)))
+        nets[region] = (G if cfg.follow else lambda x, y, G=G: G(x, x)), F                # a CycleGAN is blind to the reference
+    return nets, about
+
+
+# ==================================================================================================== evaluation
+
+SOURCES, REFERENCES = 20, 10
+PIECES = {"lips": ("lip_rgb", "lip_alpha"), "shadow": ("shadow_rgb", "shadow_alpha"), "liner": ("liner_alpha", "liner_wing"),
+          "blush": ("blush_rgb", "blush_alpha")}
+
+
+class Exam:
+    """Every one of n bare toy faces with the make-up of every one of m others: the truth, and where each piece of it is.
+
+    x [n, 3, L, L]; y [m, ...]; truth [n, m, 3, L, L]; where[piece] [n, m, L, L] bool: pixels that this piece alone changes by more than 2 %.
+    """
+
+    def __init__(self, cfg, bare, made, n=SOURCES, m=REFERENCES):
+        self.cfg, L = cfg, bare.bank.shape[-1]
+        self.bare, self.made, self.n, self.m = bare, made, min(n, len(bare)), min(m, len(made))
+        self.i, self.j = torch.arange(self.n).repeat_interleave(self.m), torch.arange(self.m).repeat(self.n)
+        self.x, self.y = bare.pictures(torch.arange(self.n), cfg.device), made.pictures(torch.arange(self.m), cfg.device)
+        source, reference = bare.faces[self.i.to(cfg.device)], made.faces[self.j.to(cfg.device)]
+        self.truth, self.where = self.square(toyfaces.render(source.take(reference, toyfaces.MAKEUP), L)), {}
+        for piece, fields in PIECES.items():
+            alone = self.square(toyfaces.render(source.take(reference, fields), L))
+            self.where[piece] = (alone - self.x[:, None]).abs().amax(2) > .04
+
+    def square(self, flat):
+        return flat.unflatten(0, (self.n, self.m))
+
+    def drawn(self, nets):
+        """What nets make of every pair: [n, m, 3, L, L]."""
+        out = []
+        for i, j in zip(self.i.split(16), self.j.split(16), strict=True):
+            x, a = self.x[i], self.bare.anchors[i]
+            out.append((x + change(self.cfg, nets, x, a, self.y[j], self.made.anchors[j])).clamp(-1, 1))
+        return self.square(torch.cat(out))
+
+    def warped(self):
+        """W of every pair, laid on the source."""
+        pairs, out = Pairs(self.cfg, self.bare, self.made, "face"), []
+        for i, j in zip(self.i.split(16), self.j.split(16), strict=True):
+            upright = torch.zeros(len(i), dtype=torch.bool, device=self.cfg.device)
+            to_square = place(self.bare.anchors[i], "face", pairs.size, upright)[2]
+            drawn = pairs.warped(i, j, upright) - pairs.cut(self.bare, i, upright)[0]
+            out.append((self.x[i] + lay(drawn, to_square, self.x.shape[-2:])).clamp(-1, 1))
+        return self.square(torch.cat(out))
+
+    @torch.no_grad()
+    def marks(self, out):
+        """The measures of `evaluate` for pictures out [n, m, 3, L, L]."""
+        lab, true_lab = (common.rgb_to_lab(picture.flatten(0, 1)) for picture in (out, self.truth))
+        off, values, followed = (lab - true_lab).norm(dim=1), {}, []
+
+        def mean(v, mask):                                             # [..., H, W] within mask, a number a picture; nan without any
+            return (v * mask).sum((-2, -1)) / mask.sum((-2, -1)).float().where(mask.any(-1).any(-1), torch.tensor(torch.nan, device=v.device))
+
+        for piece in ("lips", "shadow", "blush"):
+            mask = self.where[piece].flatten(0, 1)
+            values[f"dE {piece}"] = mean(off, mask).nanmean()
+            colour, wanted = (self.square(mean(picture, mask[:, None])) for picture in (lab, true_lab))                    # [n, m, 3]
+            mine, its = ((c - c.nanmean(1, keepdim=True)).nan_to_num() for c in (colour, wanted))            # apart from the mean over the references
+            followed.append((mine * its).sum().square() / (mine.square().sum() * its.square().sum()).clamp(min=1e-9))
+        values["follows"] = torch.stack(followed).mean()
+        liner = self.where["liner"].flatten(0, 1)
+        slopes = [torch.stack([F_.pad(p.diff(dim=3), (0, 1)), F_.pad(p.diff(dim=2), (0, 0, 0, 1))], 1) for p in
+                  ((out.flatten(0, 1)).mean(1, keepdim=True), (self.truth.flatten(0, 1)).mean(1, keepdim=True))]
+        values["edges"] = mean((slopes[0] - slopes[1]).abs().sum((1, 2)) / 2, liner).nanmean()
+        touched = (self.truth - self.x[:, None]).abs().amax(2) > .01
+        values["outside"] = mean((out - self.x[:, None]).abs().mean(2) / 2, ~touched).mean()
+        anywhere = touched.any(1)[:, None, None, None]                                                          # [n, 1, 1, 1, L, L]
+        distance = ((out[:, :, None] - self.truth[:, None]).abs().mean(3, keepdim=True) * anywhere).mean((3, 4, 5))
+        values["style match"] = (distance.argmin(2) == torch.arange(self.m, device=out.device)).float().mean()
+        judge = toyfaces.judge("identity", out.shape[-1], 2, self.cfg.device, self.cfg.cache)[0]
+        values["identity"] = (judge(out.flatten(0, 1)) * judge(self.x).repeat_interleave(self.m, 0)).sum(1).mean()
+        return {name: value.item() for name, value in values.items()}
+
+    @torch.no_grad()
+    def off(self, nets):
+        """Taking make-up off the references: L1 to their true bare faces, of F and of leaving them; and the way back of a transfer, also with noise."""
+        L = self.x.shape[-1]
+        bare = toyfaces.render(self.made.faces[slice(0, self.m)].no_makeup(), L)
+        made, diagonal = self.made.anchors[:self.m], torch.arange(min(self.n, self.m))
+
+        def removed(picture, anchors):
+            return (picture + change(self.cfg, nets, picture, anchors)).clamp(-1, 1)
+
+        x, a = self.x[diagonal], self.bare.anchors[diagonal]
+        on = (x + change(self.cfg, nets, x, a, self.y[diagonal], made[diagonal])).clamp(-1, 1)
+        noise = 4 / 255 * torch.randn(on.shape, generator=torch.Generator().manual_seed(0)).to(on.device)                # 2/255 of 0 ... 1
+        return {"F(y)": ((removed(self.y, made) - bare).abs().mean() / 2).item(), "y itself": ((self.y - bare).abs().mean() / 2).item(),
+                "back": ((removed(on, a) - x).abs().mean() / 2).item(), "back from noise": ((removed(on + noise, a) - x).abs().mean() / 2).item()}
+
+
+def measure(cfg, nets, bare, made):
+    """{row: {measure: number}} of a trained model on held-out toy people, with copying, W and the truth beside it. See `evaluate`."""
+    exam = Exam(cfg, bare, made)
+    return {"G": exam.marks(exam.drawn(nets)), "copy the bare face": exam.marks(exam.x[:, None].expand_as(exam.truth)),
+            "W, the warped reference": exam.marks(exam.warped()), "the truth": exam.marks(exam.truth), "make-up off": exam.off(nets)}
+
+
+def evaluate(cfg):
+    """Transfers between people never trained on, against the truth. Writes evaluation.json.
+
+    dE: CIE76 distance in Lab to the true result, where the true lipstick, eye shadow or blush is. follows: R^2 of the mean colours
+    there over the references, source by source (squared correlation): 1 follows each reference, 0 one look for all. edges: L1 of the slopes where the true
+    liner is. outside: L1 (0 ... 1) to the bare face where the true make-up changes nothing. style match: how often the result is
+    nearer to the truth for its own reference than to those for the others. identity: cosine to the bare face, of an independent
+    recogniser. make-up off: L1 to the true bare face of F(y) and of y itself; back: L1 of F(G(x, y)) to x, also with noise of 2/255
+    in between, which a hidden signal would not survive. Photographs have no truth: then the change, and how much it differs from
+    reference to reference, beside those of W.
+    """
+    nets, about = trained(cfg)
+    bare, made = photographs(cfg, True) if cfg.data else toy_albums(cfg, True)
+    if cfg.data:
+        rows = {}
+        for region, (G, _) in nets.items():
+            x, y, w, _ = few(Pairs(cfg, bare, made, region), 20, 10)
+            with torch.no_grad():
+                results = {"G": all_pairs(G, x, y), "W": w}
+            for name, out in results.items():
+                moved, apart = (out - x[:, None]).abs().mean() / 2, (out - out.mean(1, keepdim=True)).abs().mean() / 2
+                rows[f"{region}: {name}"] = {"change": moved.item(), "spread": apart.item()}
+        notes = "no truth for photographs"
+    else:
+        rows = measure(cfg, nets, bare, made)
+        error = toyfaces.judge("identity", load_size(cfg), 2, cfg.device, cfg.cache)[1]
+        notes = f"the recogniser has an equal error rate of {error:.3f}; chance of style match {1 / REFERENCES}"
+    notes = f"{len(bare)} bare faces, {len(made)} made up, never trained on; " + notes
+    result = {"command": common.command(), "hardware": common.hardware(cfg), "commit": common.commit(), "notes": notes, "rows": rows}
+    common.write_json(Path(cfg.run) / "evaluation.json", result)
+    return result
+
+
+# ====================================================================================================== ablation
+
+SEEDS = (0, 1, 2)
+PARTS = {
+    "style": {"CycleGAN": dict(follow=False), "[L_G], [L_F], [L_I] alone": dict(lambda_S=0., lambda_P=0.), "without D_S": dict(lambda_P=0.),
+              "PairedCycleGAN": {}, "D_S without [L_S]": dict(lambda_S=0.), "true pairs": dict(pairs="true")},
+    "regions": {"PairedCycleGAN": {}, "parts": dict(regions="parts")},
+}
+
+
+def _ablation_run(cfg):
+    """One training of the ablation and its measures (in a process of its own on a CPU), as {"row: measure": number}."""
+    train(cfg)
+    nets, _ = trained(one := dataclasses.replace(cfg))
+    return {f"{row}: {name}": value for row, values in measure(one, nets, *toy_albums(one, True)).items() for name, value in values.items()}
+
+
+def ablate(cfg):
+    """The paper's claims, on toy faces, three seeds; --part picks one. The thresholds stand here, and were set before running.
+
+    style    follows: at least .7, a CycleGAN at most .1, the first three losses alone at most .3. dE (mean of lips, shadow, blush)
+             at least 30 % below that of the first three losses alone.
+    D_S      dE and style match better than without D_S in every seed, the liner's edges at least 10 % nearer; identity not below
+             by more than .02.
+    regions  dE of parts below that of the whole face in every seed.
+
+    Writes ablation.json, or ablation_<part>.json, and a .png beside it. An interrupted ablation continues.
+    """
+    validate(cfg)
+    folder = common.ablation_folder(cfg)
+    parts = list(PARTS) if cfg.part == "all" else [cfg.part]
+    base = dataclasses.replace(cfg, fresh=False, part="all", regions="face", follow=True, pairs="warp",
+                               steps=cfg.steps or cfg.epochs * -(-cfg.people // cfg.batch_size))
+    jobs = {}
+    for seed in SEEDS:
+        for name, changed in {name: changed for part in parts for name, changed in PARTS[part].items()}.items():
+            plain = "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
+            jobs[name, seed] = dataclasses.replace(base, seed=seed, run=str(folder / f"{plain}-{seed}"), **changed)
+    study = common.Ablation(jobs)
+    for seed in SEEDS:                                                 # before the processes, which would all draw and train them
+        toy_albums(dataclasses.replace(base, seed=seed))
+    toy_albums(base, True)
+    toyfaces.judge("identity", load_size(cfg), 2, cfg.device, cfg.cache)
+    study.run(_ablation_run, cfg.device)
+
+    def values(name, what, row="G"):
+        return study.values(name, f"{row}: {what}")
+
+    def dE(name):
+        return np.mean([values(name, f"dE {piece}") for piece in ("lips", "shadow", "blush")], axis=0)
+
+    names = list(dict.fromkeys(name for name, _ in jobs))
+    measures = ("dE lips", "dE shadow", "dE blush", "follows", "edges", "outside", "style match", "identity")
+    for name in names:
+        study.row(name, **{what: values(name, what) for what in measures})
+    for row in ("copy the bare face", "W, the warped reference", "the truth"):
+        study.row(row, **{what: values(names[0], what, row) for what in measures})
+    for name in names:
+        study.row(f"make-up off: {name}", **{what: values(name, what, "make-up off") for what in ("F(y)", "y itself", "back", "back from noise")})
+    ours = "PairedCycleGAN"
+    if "style" in parts:
+        alone, without = "[L_G], [L_F], [L_I] alone", "without D_S"
+        blind, follows = values("CycleGAN", "follows"), values(ours, "follows")
+        study.claim("style", "colours that follow the reference (R^2): a CycleGAN, PairedCycleGAN", blind, follows,
+                    at_least_0_7=follows.mean() >= .7, a_CycleGAN_at_most_0_1=blind.mean() <= .1,
+                    three_losses_alone_at_most_0_3=values(alone, "follows").mean() <= .3,
+                    dE_30_per_cent_below_three_losses_alone=dE(ours).mean() <= .7 * dE(alone).mean())
+        study.claim("D_S", "dE to the true make-up: without D_S, with", dE(without), dE(ours), dE_below_in_every_seed=(dE(ours) < dE(without)).all(),
+                    style_match_above_in_every_seed=(values(ours, "style match") > values(without, "style match")).all(),
+                    edges_10_per_cent_nearer=values(ours, "edges").mean() <= .9 * values(without, "edges").mean(),
+                    identity_kept=values(ours, "identity").mean() >= values(without, "identity").mean() - .02)
+    if "regions" in parts:
+        study.claim("regions", "dE to the true make-up: one G for the face, eyes, lips and skin apart", dE(ours), dE("parts"),
+                    below_in_every_seed=(dE("parts") < dE(ours)).all())
+    study.write(cfg)
+
+
+# ===================================================================================================== inference
+
+def read_face(cfg, file, about):
+    """A picture of any size: ([1, 3, H, W], anchors [1, 30, 2]), and how its landmarks were found."""
+    path = Path(file)
+    image = common.open_image(path)
+    if (annotation := annotation_of(path)) is not None:
+        anchors, how = anchors_of(annotation, image.size), f"landmarks from {annotation}"
+    elif about["toy"]:                                                 # drawn as those that were trained on
+        side = min(image.size)
+        anchors = torch.tensor(about["anchors"]) * side + (torch.tensor(image.size) - side) / 2
+        how = "no landmarks: taken to lie as in the mean toy face, in the central square"
+    else:
+        raise UserError(f"{path}: no landmarks; put {path.stem}.pts beside it (68 points), or a map of regions into segs/{path.stem}.png")
+    return common.to_tensor(image)[None].to(cfg.device), anchors[None].to(cfg.device), how
+
+
+def infer(cfg, files, reference, remove, strength, out):
+    """FILE ...: bare faces for the make-up of every --reference, or, with --remove, faces to take it off. Any size.
+
+    Writes <name>_<reference>.png, or <name>_bare.png, of the picture's own size, and sheet.png with all of them. Photographs need
+    landmarks: NAME.pts beside, or a map in segs/.
+    """
+    if not (reference or remove) or (reference and remove):
+        raise UserError("--infer: give --reference FILE, whose make-up is wanted, or --remove to take it off")
+    if not 0 <= strength <= 1:
+        raise UserError(f"--strength {strength}: expected 0 to 1")
+    nets, about = trained(cfg)
+    sources, styles = ([(Path(file), *read_face(cfg, file, about)) for file in names] for names in (files, reference))
+    folder, taken, rows = Path(out or Path(cfg.run) / "inferred"), set(), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, x, anchors, how in sources:
+        print(f"{file}: {x.shape[-1]} x {x.shape[-2]}, {how}")
+        rows.append([x])
+        for other in styles or [(Path("bare.png"), None, None, "")]:
+            y = (x + strength * change(cfg, nets, x, anchors, *other[1:3])).clamp(-1, 1)
+            stem = f"{file.stem}_{other[0].stem}"
+            name = next(name for k in range(len(taken) + 1) if (name := stem + f"_{k}" * (k > 0)) not in taken)
+            taken.add(name)
+            Image.fromarray(common.to_uint8(y[0]).permute(1, 2, 0).cpu().numpy()).save(folder / f"{name}.png")
+            print(folder / f"{name}.png")
+            rows[-1].append(y)
+
+    def small(picture):
+        return F_.interpolate(picture, (256, 256), mode="bilinear", antialias=True).cpu()
+
+    columns = [torch.cat([small(row[k]) for row in rows]) for k in range(len(rows[0]))]
+    if styles:
+        top = [torch.ones(1, 3, 256, 256), *(small(y) for _, y, _, _ in styles)]
+        columns = [torch.cat(pair) for pair in zip(top, columns, strict=True)]
+    grid(columns, ["source", *([file.stem for file, *_ in styles] or ["bare"])]).save(folder / "sheet.png")
+    print(folder / "sheet.png")
+
+
+if __name__ == "__main__":
+    common.cli(__name__)
