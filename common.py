@@ -50,23 +50,23 @@ NORMS = {
 }
 
 
-def conv_block(c_in, c_out, kernel, stride, padding, norm=None, act=None, up=False, bias=True, padding_mode="zeros"):
+def conv_block(c_in, c_out, kernel, stride, padding, norm=None, act=None, up=False, bias=True, padding_mode="zeros", dilation=1):
     """Convolution (or transposed convolution, `up`), normalisation, activation, as a flat list of layers."""
     if up:
         conv = nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, bias=bias)
     else:
-        conv = nn.Conv2d(c_in, c_out, kernel, stride, padding, bias=bias, padding_mode=padding_mode)
+        conv = nn.Conv2d(c_in, c_out, kernel, stride, padding, dilation, bias=bias, padding_mode=padding_mode)
     return [layer for layer in (conv, NORMS[norm](c_out), act) if layer is not None and not isinstance(layer, nn.Identity)]
 
 
 class ResidualBlock(nn.Module):
     """x + norm(conv(act(norm(conv(x))))), 3x3, no activation after the sum (He et al. 2016, as in Johnson et al. 2016)."""
 
-    def __init__(self, channels, norm="instance", act=None, bias=True, padding_mode="zeros"):
+    def __init__(self, channels, norm="instance", act=None, bias=True, padding_mode="zeros", dilation=1):
         super().__init__()
-        act = nn.ReLU() if act is None else act
-        self.body = nn.Sequential(*conv_block(channels, channels, 3, 1, 1, norm, act, bias=bias, padding_mode=padding_mode),
-                                  *conv_block(channels, channels, 3, 1, 1, norm, bias=bias, padding_mode=padding_mode))
+        same = dict(bias=bias, padding_mode=padding_mode, dilation=dilation)
+        self.body = nn.Sequential(*conv_block(channels, channels, 3, 1, dilation, norm, nn.ReLU() if act is None else act, **same),
+                                  *conv_block(channels, channels, 3, 1, dilation, norm, **same))
 
     def forward(self, x):
         return x + self.body(x)
@@ -971,15 +971,16 @@ class Ablation:
     """The trainings of an ablation, {(name, seed): cfg}, and what comes of them: rows and claims over the seeds.
 
     run(function, device): results[name, seed] = function(cfg), a dict of numbers. row and claim: see there. write(cfg): the report.
+    checkpoints: where in a run's folder they are; those of another length are refused.
     """
 
-    def __init__(self, jobs):
+    def __init__(self, jobs, checkpoints="last.pt"):
         self.jobs, self.seeds = jobs, tuple(dict.fromkeys(seed for _, seed in jobs))
         self.rows, self.claims, self.criteria = {}, [], {}
         for one in jobs.values():
-            last = Path(one.run) / "last.pt"
-            if last.exists() and (steps := load_checkpoint(last)["config"]["steps"]) != one.steps:
-                raise UserError(f"{one.run} was trained for {steps} steps, now {one.steps}; give the same --steps, another --run folder, or --fresh")
+            for last in Path(one.run).glob(checkpoints):
+                if (steps := load_checkpoint(last)["config"]["steps"]) != one.steps:
+                    raise UserError(f"{one.run} was trained for {steps} steps, now {one.steps}; give the same --steps, another --run folder, or --fresh")
 
     def run(self, function, device):
         self.results = dict(zip(self.jobs, in_parallel(function, list(self.jobs.values()), device), strict=True))
