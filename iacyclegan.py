@@ -38,7 +38,7 @@ So here: unit features, 2 - 2 cos, and a weight that makes the term as heavy as 
 0`; the arithmetic is printed). `--idp raw-mean --lambda-idp 3e7` is one reading of the paper's number.
 
 What is ours where the paper is silent: least squares for [adv] (CycleGAN's code), the identity mapping is CycleGAN's (G_X shown a
-sketch leaves it as it is), margin .2 on unit features with the hardest pair of each batch, generators from scratch in every round,
+sketch leaves it as it is), margin .2 on unit features and all triplets of a batch, generators from scratch in every round,
 recognisers go on. Pairs are paired by person: photo and sketch are cropped and mirrored independently, so there is no loss between
 their pixels. The toy artist draws from memory: another mood, light and turn of the head than in the photo, and a caricature.
 
@@ -360,16 +360,15 @@ def loss_map(G, target):
 
 
 def loss_tri(f, who, margin=.2):
-    """[tri]  sum max(0, ||f_a - f_p||^2 - ||f_a - f_n||^2 + alpha), here the mean over anchors
+    """[tri]  sum max(0, ||f_a - f_p||^2 - ||f_a - f_n||^2 + alpha), here the mean over the triplets that are above 0
 
-    f: [M, n] unit features of real and generated pictures; who: [M]. Every picture is an anchor; p is the farthest of its
-    person, n the nearest of the others (batch-hard). Weight: margin
+    f: [M, n] unit features of real and generated pictures; who: [M]. Every triplet of the batch: a and p of one person, n of another.
+    (With the hardest p and n alone all features ran together into one, where the loss is alpha and has no slope.) Weight: margin
     """
-    distance = 2 - 2 * f @ f.T
-    same = who[:, None] == who[None, :]
-    farthest = distance.masked_fill(~same, -1.).amax(1)
-    nearest = distance.masked_fill(same, 9.).amin(1)
-    return torch.relu(farthest - nearest + margin).mean()
+    distance, same = 2 - 2 * f @ f.T, who[:, None] == who[None, :]
+    pair = same & ~torch.eye(len(who), dtype=torch.bool, device=f.device)
+    loss = torch.relu(distance[:, :, None] - distance[:, None, :] + margin)[pair[:, :, None] & ~same[:, None, :]]         # a, p, n
+    return loss.sum() / (loss > 0).sum().clamp(min=1)
 
 
 # ====================================================================================================== training

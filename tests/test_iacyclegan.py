@@ -98,9 +98,19 @@ def test_loss_tri_by_hand():
     assert paper.loss_tri(f, who, .2) == 0                               # everybody apart by more than the margin
     mixed = torch.tensor([0, 1, 0, 1])
     d = 2 - 2 * f @ f.T
-    expected = np.mean([max(0, max(d[a, p] for p in range(4) if mixed[p] == mixed[a]) - min(d[a, n] for n in range(4) if mixed[n] != mixed[a]) + .2)
-                        for a in range(4)])
-    assert paper.loss_tri(f, mixed, .2).item() == pytest.approx(expected, abs=1e-5) and expected > 1
+    every = [max(0, d[a, p] - d[a, n] + .2) for a in range(4) for p in range(4) for n in range(4) if a != p and mixed[a] == mixed[p] and mixed[a] != mixed[n]]
+    expected = sum(every) / sum(v > 0 for v in every)
+    assert paper.loss_tri(f, mixed, .2).item() == pytest.approx(float(expected), abs=1e-5) and expected > 1
+
+
+def test_loss_tri_does_not_run_together():
+    f = F.normalize(1 + .05 * torch.randn(24, 8, generator=torch.Generator().manual_seed(0)), dim=1).requires_grad_(True)         # nearly one point
+    who, optimiser = torch.arange(6).repeat(4), torch.optim.Adam([f], .01)
+    for _ in range(300):
+        loss = paper.loss_tri(F.normalize(f, dim=1), who)
+        optimiser.zero_grad(), loss.backward(), optimiser.step()
+    u = F.normalize(f, dim=1).detach()
+    assert loss.item() < .01 and (u @ u.T).mean() < .9
 
 
 def test_loss_tri_pulls_a_person_together_and_others_apart():
