@@ -78,6 +78,7 @@ class Config(common.Settings):
     lambda_S: float = 1.              # likewise; 0 = ablation
     lambda_R: float = .1              # likewise
     follow: bool = True               # the paper; --no-follow: G sees the source twice, a CycleGAN (ablation)
+    noise: float = 0.                 # ours, off: standard deviation of noise on pictures between the two stages, against signals hidden in them
     pairs: str = field(default="warp", metadata={"choices": ("warp", "true")})       # the paper: warp; true = toy faces only, the truth itself
     # training
     warm_up: float = .1               # ours: share of the steps for a CycleGAN, so that F comes first as in the paper, and then for G alone
@@ -93,7 +94,8 @@ class Config(common.Settings):
 
 # For a processor: 64 px, a quarter of the widths, all of it ours. One G for the whole face: three of them take three times as long. Few
 # steps, so the adversarial terms begin heavier; and a heavier [L_R], without which G tinted the whole picture for F to tint back.
-SMALL = dict(image_size=64, width=16, d_width=16, regions="face", people=1000, batch_size=2, steps=4000, lr=5e-4, decay_from=.6, lambda_adv=.3, lambda_R=1.)
+SMALL = dict(image_size=64, width=16, d_width=16, regions="face", people=1000, batch_size=2, steps=4000, lr=3e-4, decay_from=.5,
+             lambda_adv=.3, lambda_R=1., noise=.1)
 INFER_FLAGS = {
     "--reference": dict(nargs="+", default=[], metavar="FILE", help="faces whose make-up is wanted"),
     "--remove": dict(action="store_true", help="take the make-up off instead"),
@@ -651,9 +653,10 @@ def train_region(cfg, data, held_out):
             L["G"] = weight * loss_G_G(D_Y, y_fake)                                                               # [L_G]
             if not fixed:
                 L["F"] = weight * loss_F_F(D_X, x_fake)                                                           # [L_F]
-            L["I"] = cfg.lambda_I * loss_I(F, x, y_fake)                                                          # [L_I]
+            y_seen, x_seen = (picture + cfg.noise * torch.randn_like(picture) if cfg.noise else picture for picture in (y_fake, x_fake))
+            L["I"] = cfg.lambda_I * loss_I(F, x, y_seen)                                                          # [L_I]
             if cfg.lambda_S and not first:                             # (at first F would have to keep what a blind G cannot know)
-                L["S"] = cfg.lambda_S * loss_S(G, y, x_fake, x_fake if blind else y_fake)                         # [L_S]; blind: the other cycle
+                L["S"] = cfg.lambda_S * loss_S(G, y, x_seen, x_seen if blind else y_seen)                         # [L_S]; blind: the other cycle
             if style:
                 L["P"] = weight * cfg.lambda_P * loss_P_G(D_S, y, y_fake)                                         # [L_P]
             L["R"] = cfg.lambda_R * loss_R(x, y_fake)                                                             # [L_R]
