@@ -48,6 +48,7 @@ def figure(name, width=900):
 
 def code(function):
     """The source of a function of the project, as it stands in its file now."""
+    function = inspect.unwrap(function)
     lines, first = inspect.getsourcelines(function)
     file = Path(inspect.getsourcefile(function)).name
     display(Markdown(f"`{file}:{first}`\n```python\n{textwrap.dedent(''.join(lines)).rstrip()}\n```"))
@@ -79,7 +80,7 @@ def watch(paper, cfg, train=None):
             value = f(*args, **kwargs)
             values = value if isinstance(value, (tuple, list)) else [value]
             shapes = [tuple(a.shape) for a in args if torch.is_tensor(a)]
-            calls.extend(dict(loss=name, shapes=shapes, value=v) for v in values if torch.is_tensor(v))
+            calls.extend(dict(loss=name, shapes=shapes, value=v) for v in values if torch.is_tensor(v) and v.requires_grad)
             return value
         return loss
 
@@ -88,7 +89,7 @@ def watch(paper, cfg, train=None):
             moves = []
             for net_name, net in self.nets.items():
                 weights = [p for p in net.parameters() if p.requires_grad]
-                if weights and call["value"].requires_grad:
+                if weights:
                     grads = torch.autograd.grad(call["value"], weights, retain_graph=True, allow_unused=True)
                     if any(g is not None and g.abs().sum() > 0 for g in grads):
                         moves.append(net_name)
