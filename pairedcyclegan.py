@@ -173,7 +173,7 @@ def anchors_of_map(label):
     mouth, centre = extremes(torch.cat([upper, lower]), "lrtb"), torch.stack([eye.mean(0) for eye in eyes]).mean(0)
     lift = torch.tensor([0., .25 * float(mouth[:, 1].mean() - centre[1])])
     brows = [extremes(brow, "lrt") for brow in brows] if len(brows) == 2 else [eye[:3] - lift for eye in eyes]
-    face, outline = places(LABELS["face"], LABELS["nose"], 7, 8, 9, *LABELS["eyes"]), []
+    face, outline = places(*(LABELS[part] for part in ("face", "nose", "upper_lip", "inner_mouth", "lower_lip")), *LABELS["eyes"]), []
     for y in (centre[1], nose[:, 1].max(), mouth[:2, 1].mean()):
         outline.append(extremes(face[(face[:, 1] - y).abs() <= 1], "lr"))
     low, wings = face[face[:, 1] == face[:, 1].max()], nose[nose[:, 1] >= .7 * nose[:, 1].max() + .3 * nose[:, 1].min()]
@@ -313,7 +313,7 @@ class Pairs:
 
     def __init__(self, cfg, bare, made, region):
         self.cfg, self.bare, self.made, self.region = cfg, bare, made, region
-        self.size = round(cfg.image_size * REGIONS[region][2])
+        self.size = square_size(cfg, region)
         self.generator = torch.Generator().manual_seed(cfg.seed)
 
     def view(self, pictures, anchors, mirror=None, turn=None):
@@ -356,6 +356,11 @@ class Pairs:
 def uses_pairs(cfg):
     """Is there a D_S?"""
     return cfg.follow and cfg.lambda_P > 0
+
+
+def square_size(cfg, region):
+    """Side of the squares that a region's networks see."""
+    return round(cfg.image_size * REGIONS[region][2])
 
 
 def load_size(cfg):
@@ -645,7 +650,7 @@ def train_region(cfg, data, held_out):
         first = cfg.follow and step <= cfg.warm_up * cfg.steps         # for F's sake a CycleGAN, whose G sees no reference
         blind = first or not cfg.follow
         fixed = not blind and step <= 2 * cfg.warm_up * cfg.steps      # then G, with F as it is; then both
-        style = not blind and cfg.lambda_P > 0
+        style = uses_pairs(cfg) and not first
 
         # 1. G and F --------------------------------------------------------------------------------------------------
         with frozen(D_X, D_Y, D_S, *[F] * fixed):
@@ -754,7 +759,7 @@ def painted(cfg, nets, x, x_anchors, y=None, y_anchors=None):
     """
     total = torch.zeros_like(x)
     for region, (G, F) in nets.items():
-        s = round(cfg.image_size * REGIONS[region][2])
+        s = square_size(cfg, region)
         for left in (False, True)[:1 + (region == "eyes")]:
             mirror = torch.full((len(x),), left, device=x.device)
             _, to_picture, to_square = place(x_anchors, region, s, mirror)
