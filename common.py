@@ -955,7 +955,14 @@ def _alone_on_a_core():
     _state["quiet"] = True
 
 
-# ==================================================================================================== ablations
+# ============================================================================================== reports, ablations
+
+def evaluation(cfg, rows, notes, **more):
+    """The report of an evaluation, written to cfg.run/evaluation.json: rows {name: {measure: number}}, notes, and how it was made."""
+    result = {"command": command(), "hardware": hardware(cfg), "commit": commit(), "notes": notes, "rows": rows, **more}
+    write_json(Path(cfg.run) / "evaluation.json", result)
+    return result
+
 
 def ablation_folder(cfg):
     """Where an ablation's trainings go: cfg.run/ablation, emptied with cfg.fresh. UserError for real data, which have no known truth."""

@@ -1001,9 +1001,7 @@ def evaluate(cfg):
     if not cfg.data:
         errors = [toyfaces.judge(kind, cfg.image_size, 2, cfg.device, cfg.cache)[1] for kind in ("yaw", "identity")]
         notes += f"; the judge of yaw errs by {errors[0]:.1f} degrees, that of identity has an equal error rate of {errors[1]:.3f}"
-    result = {"command": common.command(), "hardware": common.hardware(cfg), "commit": common.commit(), "notes": notes, "rows": rows}
-    common.write_json(Path(cfg.run) / "evaluation.json", result)
-    return result
+    return common.evaluation(cfg, rows, notes)
 
 
 # ====================================================================================================== ablation

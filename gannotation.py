@@ -795,10 +795,7 @@ def evaluate(cfg):
     """
     G, _ = trained(cfg)
     rows, summary, notes = measure(cfg, G)
-    result = {"command": common.command(), "hardware": common.hardware(cfg), "commit": common.commit(), "notes": notes, "rows": rows,
-              "summary": ", ".join(f"{k} {v:.4f}" for k, v in summary.items())} | {"values": summary}
-    common.write_json(Path(cfg.run) / "evaluation.json", result)
-    return result
+    return common.evaluation(cfg, rows, notes, summary=", ".join(f"{k} {v:.4f}" for k, v in summary.items()), values=summary)
 
 
 # ====================================================================================================== ablation

@@ -636,9 +636,7 @@ def evaluate(cfg):
     if not one.data:
         errors = [toyfaces.judge(kind, one.image_size, 2, one.device, one.cache)[1] for kind in ("sketch", "identity")]
         notes += f"; other readers: equal error rate {errors[0]:.3f} on sketches, {errors[1]:.3f} on photos"
-    result = {"command": common.command(), "hardware": common.hardware(cfg), "commit": common.commit(), "notes": notes, "rows": rows}
-    common.write_json(Path(cfg.run) / "evaluation.json", result)
-    return result
+    return common.evaluation(cfg, rows, notes)
 
 
 # ====================================================================================================== ablation

@@ -922,9 +922,7 @@ def evaluate(cfg):
         n, m = min(SOURCES, len(bare)), min(REFERENCES, len(made))
         notes = (f"{n} bare faces with the make-up of {m} others, nobody trained on; chance of style match {1 / m:.2f}; the recogniser has an equal "
                  f"error rate of {error:.3f}")
-    result = {"command": common.command(), "hardware": common.hardware(cfg), "commit": common.commit(), "notes": notes, "rows": rows}
-    common.write_json(Path(cfg.run) / "evaluation.json", result)
-    return result
+    return common.evaluation(cfg, rows, notes)
 
 
 # ====================================================================================================== ablation

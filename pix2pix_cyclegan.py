@@ -747,9 +747,7 @@ def evaluate(cfg):
     notes = f"{len(data.X)} and {len(data.Y)} held-out pictures (at most 512 measured); G {common.n_parameters(translators[0]):,} parameters"
     if any("IoU" in row for row in rows.values()):
         notes += f"; the segmenter misreads {toyfaces.judge('regions', cfg.image_size, 2, cfg.device, cfg.cache)[1]:.3f} of the pixels of true faces"
-    result = {"command": common.command(), "hardware": common.hardware(cfg), "commit": common.commit(), "notes": notes, "rows": rows}
-    common.write_json(Path(cfg.run) / "evaluation.json", result)
-    return result
+    return common.evaluation(cfg, rows, notes)
 
 
 # ====================================================================================================== ablation

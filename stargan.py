@@ -854,9 +854,7 @@ def evaluate(cfg):
     notes += f"; one G of {common.n_parameters(G):,} parameters; L1 in 0 ... 1"
     if jury[0]:
         notes += f"; identity: cosine to the input, by a recogniser with equal error rate {jury[0][1]:.3f}"
-    result = {"command": common.command(), "hardware": common.hardware(cfg), "commit": common.commit(), "notes": notes, "rows": rows}
-    common.write_json(Path(cfg.run) / "evaluation.json", result)
-    return result
+    return common.evaluation(cfg, rows, notes)
 
 
 @torch.no_grad()
