@@ -301,32 +301,74 @@ ImageFile.LOAD_TRUNCATED_IMAGES = False
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
+def folders_below(root):
+    """root and the folders below it, through links, each once, in order of name."""
+    found, seen = [], set()
+    for folder, below, _ in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:                  # a link in a circle
+            below.clear()
+        else:
+            seen.add(real), found.append(Path(folder))
+    return sorted(found)
+
+
 def pictures_in(folder):
     """The picture files of a folder, by their names' endings, in order of name."""
     return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_FILES)
 
 
+def named_pictures(files):
+    """{a name of its own: path} of picture files and of the pictures in folders. UserError for a folder without any."""
+    named = {}
+    for file in map(Path, files):
+        found = pictures_in(file) if file.is_dir() else [file]
+        if not found:
+            raise UserError(f"{file}: no pictures in this folder")
+        for path in found:
+            named[next(name for k in range(len(named) + 1) if (name := path.stem + f"_{k}" * (k > 0)) not in named)] = path
+    return named
+
+
 def open_image(path):
     """Any picture file -> RGB PIL image, upright (EXIF), grey and palette expanded, transparency over white. UserError names the file."""
-    try:
-        image = Image.open(path)
+    with picture_file(path) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         elif image.mode.startswith("I;16") or image.mode in ("I", "F"):
-            array = np.asarray(image, dtype=np.float32)
-            image = Image.fromarray((array / (65535 if array.max() > 255 else 255) * 255).clip(0, 255).astype(np.uint8))
+            array = np.nan_to_num(np.asarray(image, dtype=np.float32))
+            white = 65535 if image.mode.startswith("I;16") or array.max() > 255 else 255 if image.mode == "I" or array.max() > 1 else 1
+            image = Image.fromarray((array / white * 255).clip(0, 255).astype(np.uint8))
         return image.convert("RGB")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable picture ({str(error).splitlines()[0]})") from None
+
+
+def picture_size(path):
+    """(width, height) of a picture file, turned as its EXIF says, without decoding it. UserError names the file."""
+    with picture_file(path) as image:
+        return image.size[::-1] if image.getexif().get(274, 1) >= 5 else image.size
+
+
+@contextlib.contextmanager
+def picture_file(path):
+    """PIL's picture, opened and closed. Whatever goes wrong with it becomes a UserError that names the file."""
+    if not Path(path).is_file():                                        # a pipe or a device would be read for ever
+        raise UserError(f"{path}: {'not a file' if Path(path).exists() else 'no such file'}")
+    if not Path(path).stat().st_size:
+        raise UserError(f"{path}: empty file")
+    try:
+        with Image.open(path) as image:
+            yield image
+    except Exception as error:                                          # a decoder on a damaged file raises whatever it comes upon
+        raise UserError(f"{path}: not a readable picture ({(str(error) or type(error).__name__).splitlines()[0]})") from None
 
 
 def crop(image, low, high, side):
     """The box low ... high ([2] each, pixels as in landmarks) of an RGB image, resized to side x side; edges repeat beyond the border."""
     box = [v + .5 for v in (*low.tolist(), *high.tolist())]               # a landmark's (0, 0) is a pixel's centre, PIL's its corner
+    coarse = int(max(box[2] - box[0], box[3] - box[1]) // (4 * side))
+    if coarse > 1 and (min(box[:2]) < 0 or box[2] > image.width or box[3] > image.height):      # a far border would need much memory
+        image, box = image.reduce(coarse), [v / coarse for v in box]
     pad = max(0, *(math.ceil(v) for v in (-box[0], -box[1], box[2] - image.width, box[3] - image.height)))
     if pad:
         image = Image.fromarray(np.pad(np.asarray(image), ((pad, pad), (pad, pad), (0, 0)), mode="edge"))
@@ -472,7 +514,7 @@ def decoded_bank(cfg, paths, shape, decode, key=()):
         readable = set(decode_all(paths, decode, array, cfg.skip_bad))
         array[[k for k in range(len(paths)) if k not in readable], :, 0, 0] = MISSING
 
-    files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    files = [(str(p), *((p.stat().st_size, p.stat().st_mtime_ns) if p.exists() else ())) for p in paths]       # a link may lead nowhere
     bank = cached(cfg, (files, key), (len(paths), *shape), fill)
     good = (bank[:, :, 0, 0].cpu() != torch.tensor(MISSING)).any(1).nonzero()[:, 0].tolist()
     missing = sorted(set(range(len(paths))) - set(good))
@@ -658,7 +700,7 @@ class Run:
 
     def _resume(self, path):
         saved, ours = load_checkpoint(path), _comparable(self.cfg)
-        check_paper(saved, path, paper_of(self.cfg))
+        check_paper(saved, path, paper_of(self.cfg), ("step", "config", "nets", "opts", "rng", "seconds"))
         different = [f"{k} (was {saved['config'].get(k)!r}, now {v!r})" for k, v in ours.items()
                      if k not in ("steps", "epochs") and saved["config"].get(k, v) != v]
         if saved.get("about") != self.about:
@@ -666,14 +708,18 @@ class Run:
         if different:
             raise UserError(f"{self.folder} holds a run with another {', '.join(different)}; give the same settings, "
                             "another --run folder, or --fresh to start over")
-        for group, mine in (("nets", self.nets), ("opts", self.opts)):
-            for name, thing in mine.items():
-                thing.load_state_dict(saved[group][name])
-        self.start, self.elapsed = saved["step"], saved["seconds"]
-        self.data.generator.set_state(saved["rng"]["data"])
-        torch.set_rng_state(saved["rng"]["torch"])
-        if "cuda" in saved["rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state(saved["rng"]["cuda"])
+        try:
+            for group, mine in (("nets", self.nets), ("opts", self.opts)):
+                for name, thing in mine.items():
+                    thing.load_state_dict(saved[group][name])
+            self.start, self.elapsed = saved["step"], saved["seconds"]
+            self.data.generator.set_state(saved["rng"]["data"])
+            torch.set_rng_state(saved["rng"]["torch"])
+            if "cuda" in saved["rng"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state(saved["rng"]["cuda"])
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{path}: does not fit this training ({str(error).splitlines()[0][:90]}); "
+                            "give another --run folder, or --fresh to start over") from None
         log = self.folder / "metrics.jsonl"                          # drop lines later than the checkpoint
         lines = [line for line in read_jsonl(log) if line["step"] <= self.start]
         log.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -900,20 +946,38 @@ def load_checkpoint(path):
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; train first, or give --run") from None
     except Exception as error:
-        raise UserError(f"{path}: not a checkpoint that can be loaded safely ({str(error).splitlines()[0][:90]})") from None
+        raise UserError(f"{path}: not a checkpoint that can be loaded safely ({(str(error) or 'empty').splitlines()[0][:90]})") from None
 
 
-def check_paper(saved, path, paper):
-    """A UserError if a checkpoint of ours belongs to another paper's script."""
+def check_paper(saved, path, paper, parts=("step", "config", "nets")):
+    """A UserError if a checkpoint of ours belongs to another paper's script, or if a part of it is not there."""
     if saved.get("paper") != paper:
         raise UserError(f"{path}: a checkpoint of {saved.get('paper', 'something else')}, not of {paper}; give another --run or --weights")
+    lost = [part for part in parts if part not in saved]
+    if lost:
+        raise UserError(f"{path}: an incomplete checkpoint, without {', '.join(lost)}; give another --run or --weights")
+
+
+def steps_of(path, cfg):
+    """For how many steps the run whose checkpoint is `path`, of the same paper as cfg, was started."""
+    saved = load_checkpoint(path)
+    check_paper(saved, path, paper_of(cfg))
+    return saved["config"]["steps"]
+
+
+def adopt(cfg, saved, names):
+    """Let cfg take over the settings `names` of a checkpoint of ours. (One that an older version did not know stays as it is.)"""
+    for name in names:
+        value = saved["config"].get(name, getattr(cfg, name))
+        setattr(cfg, name, tuple(value) if isinstance(value, list) else value)
 
 
 def load_weights(net, state, source):
     """net.load_state_dict with an error that lists what is missing, unexpected or of another shape."""
     mine = net.state_dict()
     missing, unexpected = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
-    shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(mine[k].shape)}" for k in mine if k in state and state[k].shape != mine[k].shape]
+    shapes = [f"{k} {tuple(getattr(state[k], 'shape', '?'))} instead of {tuple(mine[k].shape)}" for k in mine
+              if k in state and getattr(state[k], "shape", None) != mine[k].shape]
     if missing or unexpected or shapes:
         def few(words):
             return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "") if words else "none"
@@ -986,7 +1050,7 @@ class Ablation:
         self.rows, self.claims, self.criteria = {}, [], {}
         for one in jobs.values():
             for last in Path(one.run).glob(checkpoints):
-                if (steps := load_checkpoint(last)["config"]["steps"]) != one.steps:
+                if (steps := steps_of(last, one)) != one.steps:
                     raise UserError(f"{one.run} was trained for {steps} steps, now {one.steps}; give the same --steps, another --run folder, or --fresh")
 
     def run(self, function, device):
@@ -1064,10 +1128,10 @@ def _flag(parser, field, default, source):
     else:
         def number(text):
             value = type(default)(text)
-            if isinstance(value, (int, float)) and (not math.isfinite(value) or value < 0):
+            if isinstance(value, (int, float)) and (not math.isfinite(value) or value < 0 or type(value) is int and value > 10 ** 7):
                 raise ValueError
             return value
-        number.__name__ = {int: "whole number >= 0", float: "number >= 0"}.get(type(default), "text")
+        number.__name__ = {int: "whole number, 0 ... 10,000,000", float: "number >= 0"}.get(type(default), "text")
         choices = field.metadata.get("choices")
         parser.add_argument(name, type=str if isinstance(default, str) else number, choices=choices, default=None, help=source,
                             metavar=None if choices else field.name.upper())
@@ -1094,13 +1158,19 @@ def cli(name):
     try:
         sys.exit(_main(paper, sys.argv[1:]))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = str(error).replace("\n", " ")                         # a file's name, or what is in it, may be anything
+        print("error:", message if len(message) < 600 else f"{message[:300]} ... {message[-250:]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except torch.OutOfMemoryError:
         print("error: out of GPU memory; give a smaller --batch-size or --image-size", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        print("error: out of memory; give a smaller --batch-size, --image-size or network", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
@@ -1158,8 +1228,12 @@ def _main(paper, argv):
         f"{' and '.join(data_folders(cfg)) or 'toy faces'}")
     if args.bench:
         bench(paper, cfg)
-    if args.train:
-        paper.train(cfg)
+    if args.train and not _fits(paper, cfg):
+        size = cfg.batch_size // 2
+        while size and not _fits(paper, dataclasses.replace(cfg, batch_size=size, bench=True)):
+            size //= 2
+        raise UserError(f"--batch-size {cfg.batch_size}: too much for the memory of {hardware(cfg)}; "
+                        + (f"--batch-size {size} fits" if size else "no other fits either; give a smaller --image-size"))
     if args.evaluate:
         print(table(paper.evaluate(cfg)))
     if args.ablate:
@@ -1168,6 +1242,16 @@ def _main(paper, argv):
         extra = {flag.strip("-").replace("-", "_"): getattr(args, flag.strip("-").replace("-", "_")) for flag in paper.INFER_FLAGS}
         paper.infer(cfg, args.infer, **extra)
     return 0
+
+
+def _fits(paper, cfg):
+    """Train (with cfg.bench: a few steps, nothing kept); False if the GPU's memory is too small."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            paper.train(dataclasses.replace(cfg, run=folder) if cfg.bench else cfg)
+        return True
+    except torch.OutOfMemoryError:
+        return False
 
 
 def table(result):
@@ -1247,25 +1331,18 @@ def check(paper, cfg):
 
 
 def _check(paper, cfg, root):
-    folders, n = {}, 0
-    for folder, _, names in os.walk(root, followlinks=True):
-        folders[Path(folder)] = names
-        n += len(names)
-    print(f"{root}  ({n} files)")
-    shown = 0
-    for folder in sorted(folders):
-        names = folders[folder]
-        shown += 1
-        if shown > 30:
+    folders = {folder: [p.name for p in folder.iterdir() if not p.is_dir()] for folder in folders_below(root)}
+    print(f"{root}  ({sum(map(len, folders.values()))} files)")
+    for shown, (folder, names) in enumerate(folders.items()):
+        if shown == 30:
             print(f"  ... and {len(folders) - 30} more folders")
             break
         kinds = Counter(Path(name).suffix.lower() or "(none)" for name in names)
         pictures = [name for name in names if name.lower().endswith(IMAGE_FILES)]
         sizes = []
         for name in pictures[::max(1, len(pictures) // 20)]:
-            with contextlib.suppress(OSError, SyntaxError, Image.DecompressionBombError):
-                with Image.open(folder / name) as image:
-                    sizes.append(image.size)
+            with contextlib.suppress(UserError):
+                sizes.append(picture_size(folder / name))
         span = f"  {min(w for w, _ in sizes)}-{max(w for w, _ in sizes)} x {min(h for _, h in sizes)}-{max(h for _, h in sizes)} px" if sizes else ""
         depth = len(folder.relative_to(root).parts)
         print("  " * depth + f"{folder.name if depth else '.'}/  " + ", ".join(f"{c} {k}" for k, c in kinds.most_common()) + span)
@@ -1284,12 +1361,9 @@ def _check(paper, cfg, root):
 
 def _header_error(path):
     try:
-        if os.path.getsize(path) == 0:
-            return f"{path}: empty file"
-        with Image.open(path) as image:
-            image.size  # noqa: B018
-    except Exception as error:
-        return f"{path}: {str(error).splitlines()[0]}"
+        picture_size(path)
+    except UserError as error:
+        return str(error)
 
 
 # ---- --bench

@@ -338,7 +338,7 @@ def face_square(path, image):
         centre, half = np.array(image.size) / 2 - .5, min(image.size) / 2
     else:
         try:
-            points = np.array([[float(v) for v in line.replace(",", " ").split()] for line in file.read_text().splitlines() if line.strip()])
+            points = np.array([[float(v) for v in line.replace(",", " ").split()] for line in file.read_text("utf-8-sig").splitlines() if line.strip()])
             low, high = points.min(0), points.max(0)
             if points.shape != (30, 2) or not (low > -np.array(image.size)).all() or not (high < 2 * np.array(image.size)).all() or not high[1] - low[1] > 4:
                 raise ValueError
@@ -762,10 +762,8 @@ def trained(cfg):
     """(G, about) of cfg.run or cfg.weights: about holds the people trained on and the poses. cfg takes over what G and its data depend on."""
     path = cfg.weights or Path(cfg.run) / "last.pt"
     state, saved = G_of(path)
-    for name in ("image_size", "load_size", "feature", "noise", "width", "images_per_subject", "pose_code"):
-        setattr(cfg, name, saved["config"][name])
-    if not cfg.data:
-        cfg.data, cfg.test_people = saved["config"]["data"], saved["config"]["test_people"]
+    common.adopt(cfg, saved, ("image_size", "load_size", "feature", "noise", "width", "images_per_subject", "pose_code",
+                              *(() if cfg.data else ("data", "test_people"))))
     G, _ = build(cfg, 1, len(saved["about"]["poses"]))
     common.load_weights(G, state, path)
     return G.eval(), saved["about"]
@@ -818,7 +816,7 @@ def official_pairs(album, root, kind):
     place = {(*path.parts[-3:-1], path.stem): k for k, path in enumerate(album.paths)}     # ("001", "frontal", "01") -> picture of the album
 
     def numbered(path):
-        rows = (line.split() for line in path.read_text().splitlines() if line.strip())
+        rows = (line.split() for line in path.read_text("utf-8-sig").splitlines() if line.strip())
         return {int(number): (*Path(file).parts[-3:-1], Path(file).stem) for number, file in rows}
 
     rows = []
@@ -826,7 +824,7 @@ def official_pairs(album, root, kind):
         lists = [numbered(protocol / f"Pair_list_{letter}.txt") for letter in ("F", kind[1])]
         for fold, folder in enumerate(sorted((protocol / "Split" / kind).glob("[0-9]*"))):
             for same in (True, False):
-                for line in (folder / f"{'same' if same else 'diff'}.txt").read_text().split():
+                for line in (folder / f"{'same' if same else 'diff'}.txt").read_text("utf-8-sig").split():
                     pair = [place.get(table[int(i)]) for table, i in zip(lists, line.split(","), strict=True)]
                     if None not in pair:
                         rows.append((*pair, same, fold))

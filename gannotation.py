@@ -288,6 +288,14 @@ def scan(cfg):
     return dict(images=images, annotations=annotations, groups=groups, test=test, bad=bad, notes=notes, bytes_per_image=3 * side * side)
 
 
+def check_points(points, picture, path):
+    """A UserError if landmarks [n, 2] are not those of a face in this picture."""
+    low, high = points.amin(0), points.amax(0)
+    x, y = ((low + high) / 2 + .5).tolist()
+    if not (0 <= x <= picture.width and 0 <= y <= picture.height and (high - low).max() < 2 * max(picture.size)):
+        raise UserError(f"{path}: its landmarks lie outside the picture ({picture.width} x {picture.height})")
+
+
 def photographs(cfg, test):
     """The training or the test part of cfg.data, decoded once: loose square crops around the landmarks, at 1.5 x image_size."""
     found = scan(cfg)
@@ -314,11 +322,10 @@ def photographs(cfg, test):
     images, points, mine = [images[k] for k in keep], torch.stack([points[k] for k in keep]), [mine[k] for k in keep]
     low, high = common.crop_box(points, 0)
     centre, half = (low + high) / 2, (high - low).amax(1, keepdim=True).clamp(min=4)            # twice the landmarks' longer side
+
     def decode(k):
         picture = common.open_image(images[k])
-        x, y = (centre[k] + .5).tolist()
-        if not (0 <= x <= picture.width and 0 <= y <= picture.height and half[k] < 2 * max(picture.size)):
-            raise UserError(f"{images[k]}: its landmarks lie outside the picture ({picture.width} x {picture.height})")
+        check_points(points[k], picture, images[k])
         return np.asarray(common.crop(picture, centre[k] - half[k], centre[k] + half[k], side)).transpose(2, 0, 1)
 
     key = [(*map(float, c), float(h)) for c, h in zip(centre, half[:, 0], strict=True)]
@@ -689,7 +696,7 @@ def sample_grid(G, data, n=8):
 
 def load_generator(G, saved, path):
     """G's weights from a checkpoint of ours or from the authors' published generator. Returns the checkpoint's config, or {}."""
-    if "nets" in saved:
+    if "paper" in saved:
         common.check_paper(saved, path, Path(__file__).stem)
         common.load_weights(G, saved["nets"].get("G", {}), path)
         return saved["config"]
@@ -701,9 +708,9 @@ def trained(cfg):
     """The generator of cfg.run (or cfg.weights), ready to use. cfg takes over the checkpoint's sizes and kind of data."""
     path = cfg.weights or Path(cfg.run) / "last.pt"
     saved = common.load_checkpoint(path)
-    if saved.get("paper") == Path(__file__).stem:
-        for name in ("image_size", "points", "sigma", "tight", "width", "residual_blocks", "pose", "frames"):
-            setattr(cfg, name, saved["config"][name])
+    if "paper" in saved:
+        common.check_paper(saved, path, Path(__file__).stem)
+        common.adopt(cfg, saved, ("image_size", "points", "sigma", "tight", "width", "residual_blocks", "pose", "frames"))
         cfg.data = cfg.data or saved["config"]["data"]                 # judged on what it was trained for, unless told otherwise
     else:
         cfg.image_size, cfg.width, cfg.residual_blocks, cfg.points = 128, 64, 6, 66
@@ -830,7 +837,7 @@ def ablate(cfg):
         return dataclasses.replace(cfg, seed=seed, fresh=False, run=str(folder / f"{name.replace(' ', '-')}-{seed}"), **{"stop_after": 0, **change})
 
     for earlier in folder.glob("*/last.pt"):
-        if (steps := common.load_checkpoint(earlier)["config"]["steps"]) != cfg.steps:
+        if (steps := common.steps_of(earlier, cfg)) != cfg.steps:
             raise UserError(f"{folder} holds an ablation of {steps} steps; give --steps {steps}, another --run folder, or --fresh")
     make_data(cfg, test=True)
     for kind, seed in (("identity", 1), ("identity", 2), ("landmarks", 2)):
@@ -949,7 +956,9 @@ def infer(cfg, files, drive, out):
     else:
         beside = Path(pts[0]) if pts else Path(pictures[0]).with_suffix(".pts")
         if pts or beside.exists():
-            low, high = common.crop_box(fit(common.read_pts(beside))[None], cfg.tight)
+            points = fit(common.read_pts(beside))
+            check_points(points, picture, pictures[0])
+            low, high = common.crop_box(points[None], cfg.tight)
             picture = common.crop(picture, low[0], high[0], S)
         elif picture.size != (S, S):
             raise UserError(f"{pictures[0]}: {picture.width} x {picture.height} and no landmarks; give its .pts, or a crop of {S} x {S}")

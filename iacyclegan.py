@@ -207,7 +207,7 @@ def scan(cfg):
     spread over the names (which sort by sex).
     """
     root, pairs, test, bad, counts = Path(cfg.data), [], [], [], []
-    lines = (root / "list_test.txt").read_text(errors="replace").splitlines() if (root / "list_test.txt").exists() else ()
+    lines = (root / "list_test.txt").read_text(encoding="utf-8-sig", errors="replace").splitlines() if (root / "list_test.txt").exists() else ()
     listed, parts = {Path(line.split("||")[0]).as_posix() for line in lines}, parts_of(root)
     named = any("test" in part for part in parts)
     for part, sides in parts.items():
@@ -405,7 +405,7 @@ def train(cfg):
             shutil.rmtree(old)
         cfg.fresh = False
     for r in rounds_of(cfg):                                           # recognisers tuned on half of a training would mislead the rounds after it
-        before = common.load_checkpoint(Path(cfg.run) / f"round{r}" / "last.pt")["config"]["steps"]
+        before = common.steps_of(Path(cfg.run) / f"round{r}" / "last.pt", cfg)
         if before != of_round(cfg, r).steps:
             raise UserError(f"{cfg.run}/round{r} was trained for {before} steps, now {of_round(cfg, r).steps}; give the same --steps, another --run folder, "
                             "or --fresh")
@@ -520,7 +520,7 @@ def recognisers(cfg):
     if not path.exists():
         return [Recogniser(cfg).to(cfg.device) for _ in "XY"]
     saved = common.load_checkpoint(path)
-    common.check_paper(saved, path, Path(__file__).stem)
+    common.check_paper(saved, path, Path(__file__).stem, ("nets",))
     return [common.load_weights(Recogniser(cfg, load=False), saved["nets"].get(name, {}), path).to(cfg.device) for name in ("phi_X", "phi_Y")]
 
 
@@ -719,17 +719,15 @@ def infer(cfg, files, backward, which, out):
 
     Resized to the scale of the training, edges repeated to a square for the network and cut off again.
     """
-    files = [p for file in files for p in (common.pictures_in(file) if Path(file).is_dir() else [Path(file)])]
-    photos = [common.open_image(file) for file in files]
+    files = common.named_pictures(files)
+    photos = [common.open_image(file) for file in files.values()]
     G, one = trained(cfg, which)
     there, back = G[::-1] if backward else G
-    folder, taken, side = Path(out or Path(cfg.run) / "inferred"), set(), -(-load_size(one) // 4) * 4
+    folder, side = Path(out or Path(cfg.run) / "inferred"), -(-load_size(one) // 4) * 4
     folder.mkdir(parents=True, exist_ok=True)
-    for file, photo in zip(files, photos, strict=True):
+    for (name, file), photo in zip(files.items(), photos, strict=True):
         x = common.to_tensor(padded(photo, side))[None].to(cfg.device)
         y = there(x)
-        name = next(name for k in range(len(files)) if (name := file.stem + f"_{k}" * (k > 0)) not in taken)
-        taken.add(name)
         w, h = (max(1, round(side * v / max(photo.size))) for v in photo.size)
         inside = ((side - w) // 2, (side - h) // 2, (side - w) // 2 + w, (side - h) // 2 + h)
         grid([y]).crop((0, 0, side, side)).crop(inside).save(folder / f"{name}.png")

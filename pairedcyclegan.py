@@ -42,7 +42,6 @@ How the pieces fit. Faces are cut upright by their landmarks (eyes and mouth at 
 where G changes nothing the photograph stays as it is.
 """
 import dataclasses
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -412,26 +411,26 @@ def anchors_of(annotation, size):
     """Anchors from a .pts file or a map of regions, in pixels of the picture of `size` (w, h). UserError names the file."""
     if annotation.suffix == ".pts":
         return anchors_of_points(common.read_pts(annotation))
+    with common.picture_file(annotation) as image:
+        label = np.asarray(image)
     try:
-        with Image.open(annotation) as image:
-            label = np.asarray(image)
         if label.ndim != 2:
             raise ValueError(f"{label.shape[2]} channels, expected one that holds MT's numbers")
         scale = torch.tensor([size[0] / label.shape[1], size[1] / label.shape[0]])
         return (anchors_of_map(label) + .5) * scale - .5
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{annotation}: {str(error).splitlines()[0]}") from None
+    except ValueError as error:
+        raise UserError(f"{annotation}: {error}") from None
 
 
 def scan(cfg):
     """What is under cfg.data: pictures, made (0 or 1 each), annotations, test (bool each); for --check images, bad, notes, bytes_per_image."""
     root, found, bad = Path(cfg.data), {0: [], 1: []}, []
-    for folder in sorted(Path(folder) for folder, _, _ in os.walk(root, followlinks=True)):
+    for folder in common.folders_below(root):
         if folder.name.lower() in NAMES and not {"segs", "landmarks"} & set(folder.relative_to(root).parts):              # landmarks: PSGAN's, pickled
             found[NAMES[folder.name.lower()]] += common.pictures_in(folder)
     for name in ("makeup.txt", "non-makeup.txt"):                      # PSGAN's lists: only these, in this order
         if (root / name).exists():
-            wanted = [root / "images" / line.strip() for line in (root / name).read_text(errors="replace").splitlines() if line.strip()]
+            wanted = [root / "images" / line.strip() for line in (root / name).read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
             bad += [f"{root / name}: names {path}, which is not there" for path in wanted if not path.exists()]
             found[NAMES[name[:-4]]] = [path for path in wanted if path.exists()]
     if not all(len(paths) > 1 for paths in found.values()):
@@ -456,15 +455,6 @@ def loose(anchors):
     return eyes + along * way, LOOSE * sides / 2 * way.norm(dim=1).clamp(min=1e-3)
 
 
-def upright_size(path):
-    """(width, height) of a picture file, turned as its EXIF says, without decoding it. UserError names the file."""
-    try:
-        with Image.open(path) as image:
-            return image.size[::-1] if image.getexif().get(274, 1) >= 5 else image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable picture ({str(error).splitlines()[0]})") from None
-
-
 def photographs(cfg, test):
     """(bare, made) of the training or the test part of cfg.data: loose squares around the faces, decoded once."""
     found, L = scan(cfg), load_size(cfg)
@@ -472,7 +462,7 @@ def photographs(cfg, test):
     mine, anchors = [k for k, is_test in enumerate(found["test"]) if is_test == test], {}
 
     def locate(n):
-        points, (w, h) = anchors_of(found["annotations"][mine[n]], size := upright_size(found["images"][mine[n]])), size
+        points, (w, h) = anchors_of(found["annotations"][mine[n]], size := common.picture_size(found["images"][mine[n]])), size
         if points.min() < -w or points[:, 0].max() > 2 * w or points[:, 1].max() > 2 * h or upright(points[None])[1].norm() < 4:
             raise UserError(f"{found['annotations'][mine[n]]}: its landmarks do not lie on the picture ({w} x {h})")
         return points
@@ -783,10 +773,7 @@ def trained(cfg):
         path = Path(cfg.run) / region / "last.pt"
         saved = common.load_checkpoint(path)
         common.check_paper(saved, path, Path(__file__).stem)
-        for name in ("image_size", "load_size", "width", "pose", "follow"):
-            setattr(cfg, name, saved["config"][name])
-        if not cfg.data:
-            cfg.data = saved["config"]["data"]
+        common.adopt(cfg, saved, ("image_size", "load_size", "width", "pose", "follow", *(() if cfg.data else ("data",))))
         about = saved["about"]
         if saved["step"] < saved["config"]["steps"]:
             say(f"{path}: only {saved['step']} of {saved['config']['steps']} steps trained")

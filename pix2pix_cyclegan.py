@@ -644,14 +644,12 @@ def trained(cfg):
     """The generators [G] or [G, F] of cfg.run or cfg.weights. cfg takes over its kind, its sizes and its data. The authors publish some G without F."""
     path = cfg.weights or Path(cfg.run) / "last.pt"
     saved, noise = common.load_checkpoint(path), (1, 2, 3)
-    if saved.get("paper") == Path(__file__).stem:
-        config = saved["config"]
-        for name in ("model", "toy", "direction", "image_size", "load_size", "pose", "width", "d_width", "patch", "skips", "residual_blocks", "loss",
-                     "batch_size"):
-            setattr(cfg, name, config[name])
-        cfg.dropout = cfg.dropout and config["dropout"]
-        cfg.data = cfg.data or config["data"]
-    elif "paper" not in saved:                                          # the authors'
+    if "paper" in saved:
+        common.check_paper(saved, path, Path(__file__).stem)
+        common.adopt(cfg, saved, ("model", "toy", "direction", "image_size", "load_size", "pose", "width", "d_width", "patch", "skips", "residual_blocks",
+                                  "loss", "batch_size", *(() if cfg.data else ("data",))))
+        cfg.dropout = cfg.dropout and saved["config"]["dropout"]
+    else:                                                               # the authors'
         convs = [v for v in saved.values() if torch.is_tensor(v) and v.ndim == 4]
         cfg.width = len(convs[0]) if convs else cfg.width
         if any(k.startswith("model.model.") for k in saved):
@@ -884,10 +882,8 @@ def infer(cfg, files, backward, half, squeeze, out):
 
     Sides that the networks cannot halve often enough are padded by repeating the edge, and cut again.
     """
-    paths = [p for f in map(Path, files) for p in (common.pictures_in(f) if f.is_dir() else [f])]
-    if not paths:
-        raise UserError(f"{files[0]}: no pictures in this folder")
-    images = [common.open_image(p) for p in paths]
+    paths = common.named_pictures(files)
+    images = [common.open_image(path) for path in paths.values()]
     nets = trained(cfg)
     if backward and len(nets) < 2:
         raise UserError(f"--backward: there is one generator only{'; train another with --direction BtoA' if cfg.model == 'pix2pix' else ', no F'}")
@@ -896,19 +892,16 @@ def infer(cfg, files, backward, half, squeeze, out):
     grain = cfg.image_size if cfg.model == "pix2pix" else 4
     folder = Path(out or Path(cfg.run) / "inferred")
     folder.mkdir(parents=True, exist_ok=True)
-    taken = set()
-    for path, image in zip(paths, images, strict=True):
+    for (name, path), image in zip(paths.items(), images, strict=True):
         if half:
             image = half_of(image, half)
         if squeeze:
             image = image.resize((cfg.image_size, cfg.image_size), Image.Resampling.BICUBIC)
         x = common.to_tensor(image)[None].to(cfg.device)
         shown = [x, y := whole(net, x, grain)] + ([whole(back, y, grain)] if back else [])
-        stem = path.stem if path.stem not in taken else f"{path.stem}_{len(taken)}"
-        taken.add(stem)
-        grid([y], None).crop((0, 0, image.width, image.height)).save(folder / f"{stem}.png")
-        grid(shown, ["input", "output", "back"][:len(shown)]).save(folder / f"{stem}_sheet.png")
-        print(f"{path}: {image.width} x {image.height} -> {folder / f'{stem}.png'}")
+        grid([y], None).crop((0, 0, image.width, image.height)).save(folder / f"{name}.png")
+        grid(shown, ["input", "output", "back"][:len(shown)]).save(folder / f"{name}_sheet.png")
+        print(f"{path}: {image.width} x {image.height} -> {folder / f'{name}.png'}")
 
 
 @torch.no_grad()

@@ -94,7 +94,7 @@ class Config(common.Settings):
     people: int = 20_000              # ours: toy pictures in the wild, each of another person
     studio: int = 600                 # ours: toy people in the studio, eight expressions each; RaFD has 67
     pose: float = .3                  # ours: range of the toy poses; CelebA is aligned
-    walls: float = 1.                 # ours: how much walls and light differ between toy pictures in the wild; 0 = the same for all
+    walls: float = 1.                 # ours: how much walls and light differ between toy pictures, and between the sets; 0 = the same for all
     # networks
     width: int = 64                   # Table 4
     residual_blocks: int = 6          # Table 4
@@ -178,15 +178,17 @@ def toy_people(cfg, kind, count, seed):
     """Who is in a toy set: (names of the labels, faces, labels).
 
     "attributes": `count` people anywhere, one picture each, any expression and light. "expressions": `count` people in a
-    studio, frontal, grey wall, the eight expressions. Neither knows the other's labels.
+    studio, frontal, grey wall, the eight expressions. Neither knows the other's labels. The less cfg.walls, the more do wall and
+    light of all pictures, of either set, come to be the same.
     """
+    def settled(faces):
+        shared = {"background": 1., "light": torch.tensor([.45, -.3, .84], device=faces.light.device), "light_strength": .6}
+        faces = faces.set(**{k: like + cfg.walls * (getattr(faces, k) - like) for k, like in shared.items()})
+        return faces.set(light=F.normalize(faces.light, dim=1))
+
     if kind == "attributes":
         faces = toyfaces.sample(count, seed, cfg.device, pose=cfg.pose)
-        age = faces.age
-        wall, light, hard = (like + cfg.walls * (value - like) for value, like in (
-            (faces.background, 1.), (faces.light, torch.tensor([.45, -.3, .84], device=faces.light.device)), (faces.light_strength, .6)))
-        faces = faces.set(zoom=1.25, age=torch.where(age < .5, .6 * age, .7 + .6 * (age - .5)),   # close, as CelebA; young or old
-                          background=wall, light=F.normalize(light, dim=1), light_strength=hard)
+        faces = settled(faces.set(zoom=1.25, age=torch.where(faces.age < .5, .6 * faces.age, .7 + .6 * (faces.age - .5))))   # close, as CelebA; young or old
         names = tuple("Beard" if name == "Male" else name for name in cfg.attributes)              # toy people have no sex
         unknown = [name for name in names if name not in toyfaces.ATTRIBUTES]
         if unknown:
@@ -195,7 +197,7 @@ def toy_people(cfg, kind, count, seed):
     else:
         names = class_names(cfg, EXPRESSIONS)
         people = toyfaces.sample(count, seed, cfg.device, pose=.15, expression=False, makeup=False)
-        people = people.set(roll=0., shift=0., zoom=1.25, background=.7, light=[0., -.3, .954], light_strength=.4)
+        people = settled(people.set(roll=0., shift=0., zoom=1.25, background=.7, light=[0., -.3, .954], light_strength=.4))
         neutral = people.express("neutral")
         strength = .85 + .3 * torch.rand(count, generator=torch.Generator().manual_seed(seed)).to(cfg.device)
         shows = [people.express(name) for name in names]
@@ -660,7 +662,7 @@ def sample_grid(G, data, n=6):
 
 def load_networks(path, saved, G, D=None):
     """Fill G (and D) from a checkpoint of ours, or from the authors' <n>-G.ckpt, with <n>-D.ckpt beside it if it is there."""
-    if "nets" in saved:
+    if "paper" in saved:
         common.check_paper(saved, path, Path(__file__).stem)
         common.load_weights(G, saved["nets"].get("G", {}), path)
         if D is not None:
@@ -682,12 +684,11 @@ def trained(cfg):
     path = cfg.weights or Path(cfg.run) / "last.pt"
     saved = common.load_checkpoint(path)
     has_D = True
-    if "nets" in saved and saved.get("paper") == Path(__file__).stem:
-        config = saved["config"]
-        for name in ("image_size", "width", "residual_blocks", "d_width", "d_layers", "attention_mask", "attributes", "classes", "toy", "pose", "walls",
-                     "partition", "test_images"):
-            setattr(cfg, name, tuple(config[name]) if isinstance(config[name], list) else config[name])
-        cfg.data = cfg.data or tuple(config["data"])
+    if "paper" in saved:
+        common.check_paper(saved, path, Path(__file__).stem)
+        common.adopt(cfg, saved, ("image_size", "width", "residual_blocks", "d_width", "d_layers", "attention_mask", "attributes", "classes", "toy", "pose",
+                                  "walls", "partition", "test_images"))
+        cfg.data = cfg.data or tuple(saved["config"]["data"])
         sets = [(tuple(names), exclusive) for names, exclusive in saved["about"]]
     else:                                                              # the authors', or something that load_networks will refuse
         state, attributes, rafd = authors_G(saved), (tuple(cfg.attributes), False), (EXPRESSIONS, True)

@@ -23,11 +23,15 @@ import common  # noqa: E402
 CACHE = str(ROOT / "runs" / "cache")
 
 
-def show(image, width=None):
-    """A PIL image as a picture of the notebook, in few colours: small on disk."""
+def picture(image, width=None):
+    """A PIL image as one of the notebook's, in few colours: small on disk."""
     file = io.BytesIO()
     image.quantize(192).save(file, "png", optimize=True)
-    display(Image(file.getvalue(), width=width or image.width))
+    return Image(file.getvalue(), width=width or image.width)
+
+
+def show(image, width=None):
+    display(picture(image, width))
 
 
 def plot(drawing):
@@ -132,15 +136,21 @@ def routes(rows):
 
 
 def train(paper, cfg, width=900):
-    """A short training, quietly; then its loss plot and its last sample grid."""
-    from PIL import Image as Pictures
-    with quiet():
-        paper.train(cfg)
-    for path in sorted(Path(cfg.run).rglob("samples/*.png"))[-1:]:
-        show(Pictures.open(path).convert("RGB"), width)
-    last = sorted(Path(cfg.run).rglob("metrics.jsonl"))[-1]
-    line = common.read_jsonl(last)[-1]
-    print(f"step {line['step']}, {line['seconds']:.0f} s, health: {line['health']}")
+    """A short training; its newest sample grid and line of the log stand below the cell, and change as it goes on."""
+    grid, words, sample = display(Markdown(""), display_id=True), display(Markdown(""), display_id=True), common.Run.sample
+
+    def live(self, step, image):
+        sample(self, step, image)
+        grid.update(picture(image, width))
+        line = common.read_jsonl(self.folder / "metrics.jsonl")[-1]
+        words.update(Markdown(f"step {step} of {self.cfg.steps}, {line['seconds']:.0f} s, health: {line['health']}"))
+
+    common.Run.sample = live
+    try:
+        with quiet():
+            paper.train(dataclasses.replace(cfg, **dict.fromkeys(("log_every", "sample_every"), max(10, cfg.steps // 8))))
+    finally:
+        common.Run.sample = sample
 
 
 def result(name):

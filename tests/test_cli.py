@@ -16,40 +16,11 @@ import test_iacyclegan
 import test_pairedcyclegan
 import test_pix2pix_cyclegan
 import test_stargan
-from conftest import blind_judges
+from conftest import tiny_flags
 from test_gannotation import TINY, photo_folder
 
 ROOT = Path(common.__file__).parent
 PAPERS = [name for name in ("stargan", "gannotation", "drgan", "iacyclegan", "pairedcyclegan", "pix2pix_cyclegan") if (ROOT / f"{name}.py").exists()]
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path, cache):
-    """call("--train", ...) -> (exit code, stdout, stderr) of a paper's command line, in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    blind_judges(monkeypatch)
-    monkeypatch.setattr(gannotation, "CHAINS", 32)
-
-    def run(*argv, paper="gannotation"):
-        monkeypatch.setattr(sys, "argv", [f"{paper}.py", *argv])
-        importlib.import_module(paper)
-        with pytest.raises(SystemExit) as stop:
-            common.cli(paper)
-        out = capsys.readouterr()
-        return stop.value.code or 0, out.out, out.err
-    run.cache = ["--cache", cache]
-    return run
-
-
-def tiny_flags(settings=TINY):
-    flags = []
-    for name, value in settings.items():
-        name = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(name if value else name.replace("--", "--no-"))
-        else:
-            flags += [name, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return flags
 
 
 def test_no_mode_prints_help_and_exits_with_2(call):
@@ -83,26 +54,26 @@ def test_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
 
 
 def test_wrong_data_folders_say_what_was_found_and_leave_a_run_untouched(call, tmp_path):
-    code, _, err = call("--train", "--run", "r", *tiny_flags(), *call.cache)
+    code, _, err = call("--train", "--run", "r", *tiny_flags(TINY), *call.cache)
     assert code == 0, err
     before = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
     (tmp_path / "empty").mkdir()
-    code, _, err = call("--train", "--run", "r", "--data", "empty", *tiny_flags(), *call.cache)
+    code, _, err = call("--train", "--run", "r", "--data", "empty", *tiny_flags(TINY), *call.cache)
     assert code == 2 and "found 0 pictures" in err and err.count("\n") == 1
     root = photo_folder(tmp_path / "photos")
     for pts in root.rglob("*.pts"):
         pts.unlink()
-    code, _, err = call("--train", "--run", "r", "--data", str(root), *tiny_flags(), *call.cache)
+    code, _, err = call("--train", "--run", "r", "--data", str(root), *tiny_flags(TINY), *call.cache)
     assert code == 2 and "found 12 pictures and 0 .pts" in err
     photo_folder(tmp_path / "photos")
-    code, _, err = call("--train", "--run", "r", "--data", str(root), *tiny_flags(), *call.cache)
+    code, _, err = call("--train", "--run", "r", "--data", str(root), *tiny_flags(TINY), *call.cache)
     assert code == 2 and "data (was ''" in err and "--fresh" in err
     assert before == {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
 
 
 def test_modes_combine_and_files_appear(call, tmp_path):
     from test_gannotation import face_file
-    code, out, err = call("--train", "--evaluate", "--infer", face_file(tmp_path), *tiny_flags(), *call.cache)
+    code, out, err = call("--train", "--evaluate", "--infer", face_file(tmp_path), *tiny_flags(TINY), *call.cache)
     assert code == 0, err
     run = tmp_path / "runs" / "gannotation"
     for name in ("config.json", "last.pt", "metrics.jsonl", "losses.png", "evaluation.json", "inferred/face.gif", "samples/0000004.png"):
@@ -275,7 +246,7 @@ def test_weights_of_the_authors_and_of_others(call, tmp_path):
 def test_ablate_trains_both_variants_and_judges(call, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "in_parallel", lambda f, jobs, device: [f(job) for job in jobs])
     monkeypatch.setattr(gannotation, "SEEDS", (0, 1))
-    argv = ["--ablate", *tiny_flags(), "--warm-up", ".5", *call.cache]
+    argv = ["--ablate", *tiny_flags(TINY), "--warm-up", ".5", *call.cache]
     code, out, err = call(*argv)
     assert code == 0, err
     again = json.loads((tmp_path / "runs/gannotation/ablation.json").read_text())
@@ -293,8 +264,25 @@ def test_ablate_trains_both_variants_and_judges(call, tmp_path, monkeypatch):
     assert (tmp_path / "runs/gannotation/ablation.png").exists() and "excess at most half" in out
 
 
+def test_a_batch_too_large_for_the_gpu_names_one_that_fits(call, monkeypatch):
+    tried = []
+
+    def train(cfg):
+        tried.append((cfg.batch_size, cfg.bench))
+        if cfg.batch_size > 20:
+            raise torch.OutOfMemoryError
+    monkeypatch.setattr(gannotation, "train", train)
+    code, _, err = call("--train", "--batch-size", "64", "--device", "cpu")
+    assert code == 2 and err.startswith("error: --batch-size 64: too much") and err.endswith("--batch-size 16 fits\n")
+    assert tried == [(64, False), (32, True), (16, True)]
+    tried.clear()
+    monkeypatch.setattr(gannotation, "train", lambda cfg: torch.empty(2 ** 60))         # a processor's memory
+    code, _, err = call("--train", "--device", "cpu")
+    assert code == 2 and err.startswith("error: out of memory")
+
+
 def test_bench_splits_the_step(call):
-    code, out, err = call("--bench", *tiny_flags(), *call.cache)
+    code, out, err = call("--bench", *tiny_flags(TINY), *call.cache)
     assert code == 0, err
     for word in ("ms per step", "data", "D ", "G ", "pictures/s", "GFLOP", "matmul rate"):
         assert word in out

@@ -399,7 +399,7 @@ def test_the_size_of_a_picture_follows_its_exif(tmp_path):
     image, exif = Image.new("RGB", (30, 20)), Image.Exif()
     exif[274] = 6
     image.save(tmp_path / "a.jpg", exif=exif)
-    assert paper.upright_size(tmp_path / "a.jpg") == common.open_image(tmp_path / "a.jpg").size == (20, 30)
+    assert common.picture_size(tmp_path / "a.jpg") == common.open_image(tmp_path / "a.jpg").size == (20, 30)
 
 
 # ---------------------------------------------------------------------------------------------------- training
