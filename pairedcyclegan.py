@@ -36,6 +36,7 @@ segs/. Maps hold MT's numbers (see LABELS) and may have another size. Of either 
 Where the paper is silent or we could not read it, it is ours and says so below: widths, learning rate, batch, the weights' ramp.
 The adversarial terms are logarithms, as the paper writes them, with the usual non-saturating side for G and F. The authors'
 public followers differ: of three trainers that we know of, one gives D_S no loss but a gradient penalty, two have no D_S at all.
+Ours, and off by default: noise on pictures between two stages, and mismatched pairs for D_S (--mismatch); the small recipe uses both.
 
 How the pieces fit. Faces are cut upright by their landmarks (eyes and mouth at the same place in every crop), because G with its
 41 pixels of sight cannot fetch a colour from farther away. The change that G draws is laid back on the photograph at its own size:
@@ -65,6 +66,7 @@ class Config(common.Settings):
     load_size: int = 0                # ours: side of the stored pictures, of which faces are cut; 0 = 5/4 of image_size
     people: int = 2000                # ours: toy people without make-up, and as many others with
     pose: float = .25                 # ours: range of the toy poses; 1 = yaw up to 60 degrees
+    variety: float = 1.               # ours: how much skin, light and wall differ between toy people; 0 = the same for all
     regions: str = field(default="parts", metadata={"choices": ("parts", "face")})   # the paper: parts; face = one G for the whole face
     # networks
     width: int = 64                   # ours: a public port's; the paper's is not known
@@ -77,6 +79,7 @@ class Config(common.Settings):
     lambda_S: float = 1.              # likewise; 0 = ablation
     lambda_R: float = .1              # likewise
     follow: bool = True               # the paper; --no-follow: G sees the source twice, a CycleGAN (ablation)
+    mismatch: bool = False            # ours, off: D_S is also shown that W(x, y) does not wear the make-up of another reference
     noise: float = 0.                 # ours, off: standard deviation of noise on pictures between the two stages, against signals hidden in them
     pairs: str = field(default="warp", metadata={"choices": ("warp", "true")})       # the paper: warp; true = toy faces only, the truth itself
     # training
@@ -92,9 +95,11 @@ class Config(common.Settings):
 
 
 # For a processor: 64 px, a quarter of the widths, all of it ours. One G for the whole face: three of them take three times as long. Few
-# steps, so the adversarial terms begin heavier; and a heavier [L_R], without which G tinted the whole picture for F to tint back.
+# steps, so the adversarial terms begin heavier; and a heavier [L_R], without which G tinted the whole picture for F to tint back. Skins and
+# lights less various: between very different ones W's colours are wrong, and D_S learns from W. And mismatched pairs for D_S, without which
+# these few steps teach it to tell W from G by its seams, not by its colours.
 SMALL = dict(image_size=64, width=16, d_width=16, regions="face", people=1000, batch_size=2, steps=4000, lr=3e-4, decay_from=.5,
-             lambda_adv=.3, lambda_R=1., noise=.1)
+             lambda_adv=.3, lambda_R=1., noise=.1, variety=.3, mismatch=True)
 INFER_FLAGS = {
     "--reference": dict(nargs="+", default=[], metavar="FILE", help="faces whose make-up is wanted"),
     "--remove": dict(action="store_true", help="take the make-up off instead"),
@@ -375,6 +380,9 @@ def toy_people(cfg, n, seed, made):
     g = torch.Generator().manual_seed(seed + 1)
     faces = toyfaces.sample(n, seed, cfg.device, pose=cfg.pose, expression=False)
     faces = faces.set(beard=0., glasses=0., zoom=1.3, shift=[0., -.02], smile=torch.rand(n, generator=g) - .2)
+    usual = dict(skin_rgb=[.8, .6, .48], light=[.2, -.3, .93], light_strength=.45, background=1.)
+    faces = faces.set(**{name: (like := torch.tensor(value, device=cfg.device)) + cfg.variety * (getattr(faces, name) - like) for name, value in usual.items()})
+    faces = faces.set(light=F_.normalize(faces.light, dim=1))
     alphas = {name: low + (high - low) * torch.rand(n, generator=g) for name, low, high in
               (("lip_alpha", .5, 1.), ("shadow_alpha", .4, .9), ("liner_alpha", .3, 1.), ("blush_alpha", .15, .6))}
     return faces.set(**alphas) if made else faces.no_makeup()
@@ -559,9 +567,13 @@ def loss_S(G, y, x_fake, y_fake):
     return (G(x_fake, y_fake) - y).abs().mean()
 
 
-def loss_P_D(D_S, y, w, y_fake):
-    """[L_P]  E[log D_S(y, W(x, y))] + E[log(1 - D_S(y, G(x, y)))], D's side: the warped reference wears the same, the result not yet"""
-    return common.vanilla_D(D_S(y, w), D_S(y, y_fake))
+def loss_P_D(D_S, y, w, y_fake, other=None):
+    """[L_P]  E[log D_S(y, W(x, y))] + E[log(1 - D_S(y, G(x, y)))], D's side: the warped reference wears the same, the result not yet
+
+    other: another reference; then half of the false pairs are D_S(other, W(x, y)), and to look at w alone is not enough.
+    """
+    fake = D_S(y, y_fake)
+    return common.vanilla_D(D_S(y, w), fake if other is None else torch.cat([fake, D_S(other, w)]))
 
 
 def loss_P_G(D_S, y, y_fake):
@@ -583,6 +595,8 @@ def validate(cfg):
                                  ("load_size", load_size(cfg) >= cfg.image_size, f"at least --image-size {cfg.image_size}"),
                                  ("epochs", cfg.epochs or cfg.steps, "at least 1, or --steps"),
                                  ("pairs", cfg.pairs == "warp" or not cfg.data, "warp with --data: only toy faces have a truth"),
+                                 ("variety", cfg.variety <= 1, "at most 1"),
+                                 ("mismatch", cfg.batch_size > 1 or not cfg.mismatch, "--batch-size 2 or more: another reference in the batch"),
                                  ("warm_up", cfg.warm_up <= .5, "at most 0.5"),
                                  ("ramp_from", cfg.ramp_from <= 1, "at most 1"),
                                  ("betas", len(cfg.betas) == 2 and all(0 <= b < 1 for b in cfg.betas), "two numbers from 0 to below 1")):
@@ -660,7 +674,7 @@ def train_region(cfg, data, held_out):
         # 2. The D's: real or not, bare or made up; the same make-up or not ----------------------------------------------
         L_D = {"D_Y": loss_G_D(D_Y, y, y_fake.detach()), "D_X": loss_F_D(D_X, x, x_fake.detach())}                # [L_G], [L_F]
         if style:
-            L_D["D_S"] = loss_P_D(D_S, y, w, y_fake.detach())                                                     # [L_P]
+            L_D["D_S"] = loss_P_D(D_S, y, w, y_fake.detach(), y.roll(1, 0) if cfg.mismatch else None)             # [L_P]
         run.update("D", sum(L_D.values()))
 
         # 3. What happened --------------------------------------------------------------------------------------------
@@ -773,7 +787,7 @@ def trained(cfg):
         path = Path(cfg.run) / region / "last.pt"
         saved = common.load_checkpoint(path)
         common.check_paper(saved, path, Path(__file__).stem)
-        common.adopt(cfg, saved, ("image_size", "load_size", "width", "pose", "follow", *(() if cfg.data else ("data",))))
+        common.adopt(cfg, saved, ("image_size", "load_size", "width", "pose", "variety", "follow", *(() if cfg.data else ("data",))))
         about = saved["about"]
         if saved["step"] < saved["config"]["steps"]:
             say(f"{path}: only {saved['step']} of {saved['config']['steps']} steps trained")
@@ -917,7 +931,8 @@ def evaluate(cfg):
 SEEDS = (0, 1, 2)
 PARTS = {
     "style": {"CycleGAN": dict(follow=False), "neither [L_S] nor D_S": dict(lambda_S=0., lambda_P=0.), "without D_S": dict(lambda_P=0.),
-              "PairedCycleGAN": {}, "D_S without [L_S]": dict(lambda_S=0.), "true pairs": dict(pairs="true")},
+              "PairedCycleGAN": {}, "D_S without [L_S]": dict(lambda_S=0.), "D_S without mismatched pairs": dict(mismatch=False),
+              "true pairs": dict(pairs="true")},
     "regions": {"PairedCycleGAN": {}, "parts": dict(regions="parts")},
 }
 

@@ -63,6 +63,8 @@ def test_loss_F_by_hand():
 def test_loss_P_pairs_the_reference_with_W_as_real_and_with_the_result_as_false():
     assert paper.loss_P_D(level, flat(.1), flat(.2), flat(.4)).item() == pytest.approx(bce(.1 + .4, 1) + bce(.1 + .8, 0))
     assert paper.loss_P_G(level, flat(.1), flat(.4)).item() == pytest.approx(bce(.9, 1))
+    mismatched = (bce(.1 + .8, 0) + bce(.6 + .4, 0)) / 2                # half of the false pairs: W with a stranger's make-up
+    assert paper.loss_P_D(level, flat(.1), flat(.2), flat(.4), flat(.6)).item() == pytest.approx(bce(.1 + .4, 1) + mismatched)
 
 
 def test_loss_I_and_loss_R_by_hand():
@@ -290,6 +292,14 @@ def test_toy_people_made_up_and_bare_are_different_people(tiny):
     for album in (bare, made):
         for other in others:
             assert not torch.isin(album.faces.eye_x, other.faces.eye_x).any()
+
+
+def test_variety_tells_how_much_skin_light_and_wall_differ(tiny):
+    for variety, spread in ((0., 0.), (.5, .5), (1., 1.)):
+        alike, free = (paper.toy_people(dataclasses.replace(tiny, variety=v), 20, 5, True) for v in (variety, 1.))
+        for name in ("skin_rgb", "background", "light_strength"):
+            assert torch.allclose(getattr(alike, name).std(0), spread * getattr(free, name).std(0), atol=1e-6)
+        assert torch.allclose(alike.light.norm(dim=1), torch.ones(20)) and torch.equal(alike.lip_rgb, free.lip_rgb)
 
 
 def test_a_batch_is_cut_alike_and_the_true_pair_is_the_source_made_up(tiny):
@@ -581,7 +591,7 @@ def test_ablate_runs_every_variant_and_judges(tiny, monkeypatch, capsys):
     monkeypatch.setattr(common.os, "cpu_count", lambda: 1)              # in this process: the judges are stand-ins
     paper.ablate(dataclasses.replace(tiny, steps=3))
     report = json.loads((Path(tiny.run) / "ablation.json").read_text())
-    assert {c["part"] for c in report["claims"]} == {"style", "D_S", "regions"} and len(report["runs"]) == 7 * 2
+    assert {c["part"] for c in report["claims"]} == {"style", "D_S", "regions"} and len(report["runs"]) == 8 * 2
     assert {"CycleGAN, mean", "W, the warped reference, mean", "make-up off: parts, std"} <= report["rows"].keys()
     assert abs(report["rows"]["CycleGAN, mean"]["follows"]) < 1e-3 and "D_S: identity above W: " in capsys.readouterr().out
     assert common.load_checkpoint(Path(tiny.run) / "ablation/parts-0/skin/last.pt")["step"] == 1                          # a third of three
