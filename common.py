@@ -1230,8 +1230,9 @@ def _main(paper, argv):
         bench(paper, cfg)
     if args.train and not _fits(paper, cfg):
         size = cfg.batch_size // 2
-        while size and not _fits(paper, dataclasses.replace(cfg, batch_size=size, bench=True)):
-            size //= 2
+        with tempfile.TemporaryDirectory() as folder:
+            while size and not _fits(paper, dataclasses.replace(cfg, batch_size=size, bench=True, run=folder)):
+                size //= 2
         raise UserError(f"--batch-size {cfg.batch_size}: too much for the memory of {hardware(cfg)}; "
                         + (f"--batch-size {size} fits" if size else "no other fits either; give a smaller --image-size"))
     if args.evaluate:
@@ -1245,10 +1246,9 @@ def _main(paper, argv):
 
 
 def _fits(paper, cfg):
-    """Train (with cfg.bench: a few steps, nothing kept); False if the GPU's memory is too small."""
+    """Train (with cfg.bench: a few steps only); False if the GPU's memory is too small."""
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            paper.train(dataclasses.replace(cfg, run=folder) if cfg.bench else cfg)
+        paper.train(cfg)
         return True
     except torch.OutOfMemoryError:
         return False

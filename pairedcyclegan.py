@@ -380,9 +380,7 @@ def toy_people(cfg, n, seed, made):
     g = torch.Generator().manual_seed(seed + 1)
     faces = toyfaces.sample(n, seed, cfg.device, pose=cfg.pose, expression=False)
     faces = faces.set(beard=0., glasses=0., zoom=1.3, shift=[0., -.02], smile=torch.rand(n, generator=g) - .2)
-    usual = dict(skin_rgb=[.8, .6, .48], light=[.2, -.3, .93], light_strength=.45, background=1.)
-    faces = faces.set(**{name: (like := torch.tensor(value, device=cfg.device)) + cfg.variety * (getattr(faces, name) - like) for name, value in usual.items()})
-    faces = faces.set(light=F_.normalize(faces.light, dim=1))
+    faces = faces.alike(cfg.variety, skin_rgb=[.8, .6, .48], light=[.2, -.3, .93], light_strength=.45, background=1.)
     alphas = {name: low + (high - low) * torch.rand(n, generator=g) for name, low, high in
               (("lip_alpha", .5, 1.), ("shadow_alpha", .4, .9), ("liner_alpha", .3, 1.), ("blush_alpha", .15, .6))}
     return faces.set(**alphas) if made else faces.no_makeup()

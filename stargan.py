@@ -181,14 +181,11 @@ def toy_people(cfg, kind, count, seed):
     studio, frontal, grey wall, the eight expressions. Neither knows the other's labels. The less cfg.walls, the more do wall and
     light of all pictures, of either set, come to be the same.
     """
-    def settled(faces):
-        shared = {"background": 1., "light": torch.tensor([.45, -.3, .84], device=faces.light.device), "light_strength": .6}
-        faces = faces.set(**{k: like + cfg.walls * (getattr(faces, k) - like) for k, like in shared.items()})
-        return faces.set(light=F.normalize(faces.light, dim=1))
-
+    usual = dict(background=1., light=[.45, -.3, .84], light_strength=.6)
     if kind == "attributes":
         faces = toyfaces.sample(count, seed, cfg.device, pose=cfg.pose)
-        faces = settled(faces.set(zoom=1.25, age=torch.where(faces.age < .5, .6 * faces.age, .7 + .6 * (faces.age - .5))))   # close, as CelebA; young or old
+        age = torch.where(faces.age < .5, .6 * faces.age, .7 + .6 * (faces.age - .5))             # young or old
+        faces = faces.set(zoom=1.25, age=age).alike(cfg.walls, **usual)                           # close, as CelebA
         names = tuple("Beard" if name == "Male" else name for name in cfg.attributes)              # toy people have no sex
         unknown = [name for name in names if name not in toyfaces.ATTRIBUTES]
         if unknown:
@@ -197,7 +194,7 @@ def toy_people(cfg, kind, count, seed):
     else:
         names = class_names(cfg, EXPRESSIONS)
         people = toyfaces.sample(count, seed, cfg.device, pose=.15, expression=False, makeup=False)
-        people = settled(people.set(roll=0., shift=0., zoom=1.25, background=.7, light=[0., -.3, .954], light_strength=.4))
+        people = people.set(roll=0., shift=0., zoom=1.25, background=.7, light=[0., -.3, .954], light_strength=.4).alike(cfg.walls, **usual)
         neutral = people.express("neutral")
         strength = .85 + .3 * torch.rand(count, generator=torch.Generator().manual_seed(seed)).to(cfg.device)
         shows = [people.express(name) for name in names]

@@ -176,6 +176,12 @@ class Face:
             new[name] = torch.as_tensor(value, dtype=old.dtype, device=old.device).expand_as(old).clone()
         return replace(self, **new)
 
+    def alike(self, share, **usual):
+        """These faces with fields moved towards usual values: share 1 leaves them as they are, 0 makes them the same for all."""
+        same = self.set(**usual)
+        faces = self.set(**{name: getattr(same, name) + share * (getattr(self, name) - getattr(same, name)) for name in usual})
+        return faces.set(light=F.normalize(faces.light, dim=1))
+
     def express(self, name):
         """These faces with one of the eight EXPRESSIONS, looking ahead."""
         return self.set(**dict(zip(EXPRESSION, EXPRESSIONS[name], strict=False)), gaze_x=0.)

@@ -302,6 +302,15 @@ def test_train_and_test_people_differ(tiny):
     assert not any((train.bank == picture).flatten(1).all(1).any() for picture in test.bank)
 
 
+def test_without_walls_nothing_but_the_faces_tells_the_toy_sets_apart(tiny):
+    for walls in (0., 1.):
+        wild, studio = (star.toy_people(dataclasses.replace(tiny, walls=walls), kind, 8, 5)[1] for kind in ("attributes", "expressions"))
+        for name in ("background", "light", "light_strength"):
+            a, b = getattr(wild, name), getattr(studio, name)
+            assert torch.allclose(a, a[:1].expand_as(a)) == (walls == 0) and torch.allclose(b, b[:1].expand_as(b))
+            assert torch.allclose(a[:1], b[:1]) == (walls == 0)
+
+
 def test_toy_labels_tell_the_truth(tiny):
     s = star.make_data(tiny).sets[0]
     names = [toyfaces.ATTRIBUTES.index(n) for n in s.names]

@@ -18,6 +18,15 @@ def test_same_seed_same_faces_on_every_device(device):
     assert not torch.equal(toy.sample(3, 6).skin_rgb, a.skin_rgb)
 
 
+def test_alike_moves_fields_towards_usual_values():
+    faces = toy.sample(9, 3)
+    half = faces.alike(.5, skin_rgb=[.8, .6, .4], background=1.)
+    assert torch.allclose(half.skin_rgb, (faces.skin_rgb + torch.tensor([.8, .6, .4])) / 2) and torch.allclose(half.background, (faces.background + 1) / 2)
+    assert torch.allclose(faces.alike(1., light_strength=0.).light_strength, faces.light_strength)
+    none = faces.alike(0., light=[0., 3., 4.])
+    assert torch.allclose(none.light, torch.tensor([0., .6, .8]).expand(9, 3)) and torch.equal(none.iris_rgb, faces.iris_rgb)
+
+
 def test_shapes_and_ranges(device):
     face = toy.sample(3, 0, device)
     image, drawing = toy.render(face, 48), toy.sketch(face, 48)
