@@ -325,8 +325,13 @@ def named_pictures(files):
         if not found:
             raise UserError(f"{file}: no pictures in this folder")
         for path in found:
-            named[next(name for k in range(len(named) + 1) if (name := path.stem + f"_{k}" * (k > 0)) not in named)] = path
+            named[unused(path.stem, named)] = path
     return named
+
+
+def unused(stem, taken):
+    """stem, or stem_1, stem_2 ..., the first that is not among `taken`."""
+    return next(name for k in range(len(taken) + 1) if (name := stem + f"_{k}" * (k > 0)) not in taken)
 
 
 def open_image(path):
@@ -966,8 +971,11 @@ def steps_of(path, cfg):
 
 
 def adopt(cfg, saved, names):
-    """Let cfg take over the settings `names` of a checkpoint of ours. (One that an older version did not know stays as it is.)"""
-    for name in names:
+    """Let cfg take over the settings `names` of a checkpoint of ours, and its data unless cfg has some.
+
+    (A setting that an older version did not know stays as it is.)
+    """
+    for name in (*names, *(() if cfg.data else ("data",))):
         value = saved["config"].get(name, getattr(cfg, name))
         setattr(cfg, name, tuple(value) if isinstance(value, list) else value)
 
@@ -1164,11 +1172,8 @@ def cli(name):
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    except torch.OutOfMemoryError:
-        print("error: out of GPU memory; give a smaller --batch-size or --image-size", file=sys.stderr)
-        sys.exit(2)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:                        # torch tells of a processor's memory by a RuntimeError
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
             raise
         print("error: out of memory; give a smaller --batch-size, --image-size or network", file=sys.stderr)
         sys.exit(2)

@@ -763,7 +763,7 @@ def trained(cfg):
     path = cfg.weights or Path(cfg.run) / "last.pt"
     state, saved = G_of(path)
     common.adopt(cfg, saved, ("image_size", "load_size", "feature", "noise", "width", "images_per_subject", "pose_code",
-                              *(() if cfg.data else ("data", "test_people"))))
+                              *(() if cfg.data else ("test_people",))))
     G, _ = build(cfg, 1, len(saved["about"]["poses"]))
     common.load_weights(G, state, path)
     return G.eval(), saved["about"]

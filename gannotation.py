@@ -711,7 +711,6 @@ def trained(cfg):
     if "paper" in saved:
         common.check_paper(saved, path, Path(__file__).stem)
         common.adopt(cfg, saved, ("image_size", "points", "sigma", "tight", "width", "residual_blocks", "pose", "frames"))
-        cfg.data = cfg.data or saved["config"]["data"]                 # judged on what it was trained for, unless told otherwise
     else:
         cfg.image_size, cfg.width, cfg.residual_blocks, cfg.points = 128, 64, 6, 66
     G = Generator(cfg.points, cfg.width, cfg.residual_blocks)

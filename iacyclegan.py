@@ -573,8 +573,8 @@ def trained(cfg, r=None):
     path = Path(cfg.weights or Path(cfg.run) / f"round{found[-1] if r is None else r}" / "last.pt")
     saved = common.load_checkpoint(path)
     common.check_paper(saved, path, Path(__file__).stem)
-    kept = ("image_size", "load_size", "width", "residual_blocks", "exaggeration", "vgg_face", "vgg_bgr")
-    one = dataclasses.replace(cfg, run=str(path.parent), data=cfg.data or saved["config"]["data"], **{name: saved["config"][name] for name in kept})
+    one = dataclasses.replace(cfg, run=str(path.parent))
+    common.adopt(one, saved, ("image_size", "load_size", "width", "residual_blocks", "exaggeration", "vgg_face", "vgg_bgr"))
     if saved["step"] < saved["config"]["steps"]:
         say(f"{path}: only {saved['step']} of {saved['config']['steps']} steps trained")
     nets = (ResNet(one.residual_blocks, one.width) for _ in "XY")

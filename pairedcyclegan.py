@@ -785,7 +785,7 @@ def trained(cfg):
         path = Path(cfg.run) / region / "last.pt"
         saved = common.load_checkpoint(path)
         common.check_paper(saved, path, Path(__file__).stem)
-        common.adopt(cfg, saved, ("image_size", "load_size", "width", "pose", "variety", "follow", *(() if cfg.data else ("data",))))
+        common.adopt(cfg, saved, ("image_size", "load_size", "width", "pose", "variety", "follow"))
         about = saved["about"]
         if saved["step"] < saved["config"]["steps"]:
             say(f"{path}: only {saved['step']} of {saved['config']['steps']} steps trained")
@@ -1062,8 +1062,7 @@ def infer(cfg, files, reference, remove, strength, out):
         for style in styles or [None]:
             total = strength * painted(cfg, nets, photo.x, photo.anchors, *((style.x, style.anchors) if style else ()))
             stem = f"{photo.path.stem}_{style.path.stem if style else 'bare'}"
-            name = next(name for k in range(len(taken) + 1) if (name := stem + f"_{k}" * (k > 0)) not in taken)
-            taken.add(name)
+            taken.add(name := common.unused(stem, taken))
             photo.with_(total).save(folder / f"{name}.png")
             print(folder / f"{name}.png")
             rows[-1].append((photo.x + total).clamp(-1, 1))

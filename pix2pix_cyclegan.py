@@ -647,7 +647,7 @@ def trained(cfg):
     if "paper" in saved:
         common.check_paper(saved, path, Path(__file__).stem)
         common.adopt(cfg, saved, ("model", "toy", "direction", "image_size", "load_size", "pose", "width", "d_width", "patch", "skips", "residual_blocks",
-                                  "loss", "batch_size", *(() if cfg.data else ("data",))))
+                                  "loss", "batch_size"))
         cfg.dropout = cfg.dropout and saved["config"]["dropout"]
     else:                                                               # the authors'
         convs = [v for v in saved.values() if torch.is_tensor(v) and v.ndim == 4]

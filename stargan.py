@@ -685,7 +685,6 @@ def trained(cfg):
         common.check_paper(saved, path, Path(__file__).stem)
         common.adopt(cfg, saved, ("image_size", "width", "residual_blocks", "d_width", "d_layers", "attention_mask", "attributes", "classes", "toy", "pose",
                                   "walls", "partition", "test_images"))
-        cfg.data = cfg.data or tuple(saved["config"]["data"])
         sets = [(tuple(names), exclusive) for names, exclusive in saved["about"]]
     else:                                                              # the authors', or something that load_networks will refuse
         state, attributes, rafd = authors_G(saved), (tuple(cfg.attributes), False), (EXPRESSIONS, True)

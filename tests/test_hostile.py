@@ -333,11 +333,12 @@ def test_an_annotation_that_is_not_as_it_should_be(tell, tmp_path, note, change)
     name, file = NOTES[note]
     root = SETS[name][1](tmp_path / "data")
     path = root / file
-    if change in ("folder", "no such file"):
-        path.unlink()
-        path.mkdir() if change == "folder" else None
-    else:
+    if change in SAME | OTHER:
         path.write_bytes((SAME | OTHER)[change](path.read_bytes()))
+    else:
+        path.unlink()
+        if change == "folder":
+            path.mkdir()
     error = start(tell, name, root)
     if change in SAME:
         assert error is None
@@ -439,7 +440,6 @@ def test_a_full_disk_keeps_the_last_checkpoint(tell, finished, tmp_path, monkeyp
     error = tell(paper, "--train", "--scale", "small", "--run", "run", *tiny_flags(longer))
     assert "cannot be written" in error and "last checkpoint is untouched" in error
     assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("last.pt")} and not list((tmp_path / "run").rglob("*.part"))
-    monkeypatch.undo()
 
 
 # ----------------------------------------------------------------------------------------------------------------- flags
