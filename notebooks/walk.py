@@ -41,10 +41,11 @@ def plot(drawing):
     display(Image(file.getvalue()))
 
 
-def figure(name, width=900):
-    """A picture of notebooks/figures."""
+def figure(name, width=900, top=1.):
+    """A picture of notebooks/figures, or a share of it from the top."""
     from PIL import Image as Pictures
     image = Pictures.open(ROOT / "notebooks" / "figures" / name).convert("RGB")
+    image = image.crop((0, 0, image.width, round(top * image.height)))
     if image.width > 1400:
         image = image.resize((1400, image.height * 1400 // image.width))
     show(image, width)
@@ -163,6 +164,21 @@ def result(name):
     display(Markdown("\n".join(lines) + "\n\n" + how))
     for criterion, met in report.get("criteria", {}).items():
         print(f"{'yes' if met else 'no ':4} {criterion}")
+
+
+def rows(name, measure):
+    """One measure of every row of a report of notebooks/results, mean and spread over its seeds."""
+    found = json.loads((ROOT / "notebooks" / "results" / f"{name}.json").read_text())["rows"]
+    lines = [f"| row | {measure} |", "|---|---|"]
+    lines += [f"| {row.removesuffix(', mean')} | {found[row][measure]:.4f} ± {found[row.removesuffix('mean') + 'std'][measure]:.4f} |"
+              for row in found if row.endswith(", mean") and measure in found[row]]
+    display(Markdown("\n".join(lines)))
+
+
+def says(function):
+    """The docstring of a function, in lines that fit the page."""
+    for line in inspect.getdoc(function).replace("\n" + 10 * " ", " ").splitlines():
+        print(textwrap.fill(line, 100, subsequent_indent=" " * 10) if line else "")
 
 
 def yours(paper, **functions):
