@@ -48,7 +48,8 @@ the default, `--head cvpr` gives the other, without weights. Dropout on the conf
 last layer of the encoder has no ELU (authors' code; two ports have it): features may be
 negative, a confidence may come near 0. Drawings of fused features are shown to D too (paper; one port shows it only single ones). No L1
 between output and input (one port's single mode): it asks for the pose of the input. Colour, though C's tables are of grey
-pictures. The authors' code trains the encoder as a classifier first: `--pretrain STEPS`. A multi-image model may begin as a
+pictures. Ours, and off by default: noise on all that D sees, falling to a fifth (--d-noise), and --upsampling nearest; the small recipe
+uses both. The authors' code trains the encoder as a classifier first: `--pretrain STEPS`. A multi-image model may begin as a
 single-image one: `--images-per-subject 6 --weights SINGLE/last.pt`.
 
 Why is D never asked for the pose of a drawn face? Its pose is a wish, not a label: early drawings show any pose, and D would
@@ -96,6 +97,7 @@ class Config(common.Settings):
     width: float = 1.                 # C Table 1: widths of all layers times this
     head: str = field(default="tpami", metadata={"choices": ("tpami", "cvpr")})    # T 3.1: three outputs; C 3.2: one softmax of N_d + 1
     images_per_subject: int = 1       # C 3.3: n; 1 = the single-image model; T: 6
+    upsampling: str = field(default="transposed", metadata={"choices": ("transposed", "nearest")})   # C Table 1 (FConv); nearest: no checkerboard
     pose_code: bool = True            # C 3.2; --no-pose-code: the decoder is not told (ablation)
     # losses
     lambda_gan: float = 1.            # T (7), (11)
@@ -109,15 +111,19 @@ class Config(common.Settings):
     lr: float = 2e-4                  # C 4.1
     betas: tuple = (.5, .999)         # C 4.1
     decay_from: float = 1.            # the papers: constant; below 1: from this share of the steps on linear to 0
+    d_noise: float = 0.               # the papers: none. Standard deviation of noise on all that D sees; falls to a fifth
     g_steps: int = 4                  # C 4.1: G's steps for one of D once D is near its optimum
     # evaluation
     part: str = field(default="all", metadata={"choices": ("all", "pose", "fusion")})   # ours: of --ablate
 
 
 # For a processor: 48 px and a quarter of the widths, all of it ours. A batch stays as large as the paper's (batch norm, and a softmax
-# over people). Steps are few, so they are longer, and end short; in two pilots of 3000 the drawings were best at about 2500. D steps
-# as often as G to the end: whenever G was given four steps for one of D's the drawings broke into patterns.
-SMALL = dict(image_size=48, width=.25, people=300, copies=8, steps=2500, lr=5e-4, decay_from=.5, g_steps=1)
+# over people). Steps are few, so they are longer, and end short. D steps as often as G to the end: whenever G was given four steps for
+# one of D's the drawings broke into patterns. Noise on what D sees: without it the first 500 steps were spent on patterns that D
+# refused at once; a fifth of it stays, since coloured specks came when it had gone. Nearest upsampling: with transposed convolutions a
+# checkerboard stayed to the end.
+SMALL = dict(image_size=48, width=.25, people=300, copies=8, steps=3000, lr=5e-4, decay_from=.5, g_steps=1,
+             upsampling="nearest", d_noise=.2)
 INFER_FLAGS = {
     "--pose": dict(nargs="+", default=None, metavar="POSE", help="degrees, or frontal and profile for a model of CFP; default: every pose"),
     "--to": dict(nargs="+", default=None, metavar="FILE", help="pictures of another person: seven steps from the one feature to the other"),
@@ -418,14 +424,17 @@ class Decoder(nn.Module):
     """G_dec of C Table 1: [f, c, z] -> picture [B, 3, S, S] in [-1, 1]. 7,238,944 parameters for 320, 9 poses, 50 of noise, 96 px."""
     LAYERS = ((160, 1), (256, 1), (256, 2), (128, 1), (192, 1), (192, 2), (96, 1), (128, 1), (128, 2), (64, 1), (64, 1), (64, 2), (32, 1))
 
-    def __init__(self, n_in, image_size=96, channels=3, width=1.):
+    def __init__(self, n_in, image_size=96, channels=3, width=1., upsampling="transposed"):
         super().__init__()
         self.side, c = image_size // 16, max(1, round(320 * width))
         self.fc = nn.Linear(n_in, c * self.side ** 2)
         layers = []
         for w, stride in ((max(1, round(w * width)), s) for w, s in self.LAYERS):
-            conv = nn.ConvTranspose2d(c, w, 3, 2, 1, output_padding=1, bias=False) if stride == 2 else nn.Conv2d(c, w, 3, 1, 1, bias=False)
-            layers += [conv, nn.BatchNorm2d(w), nn.ELU()]
+            if stride == 2 and upsampling == "transposed":
+                layers += [nn.ConvTranspose2d(c, w, 3, 2, 1, output_padding=1, bias=False)]
+            else:
+                layers += [nn.Upsample(scale_factor=stride)] * (stride == 2) + [nn.Conv2d(c, w, 3, 1, 1, bias=False)]
+            layers += [nn.BatchNorm2d(w), nn.ELU()]
             c = w
         self.main = nn.Sequential(*layers, nn.Conv2d(c, channels, 3, 1, 1, bias=False), nn.Tanh())
 
@@ -444,7 +453,7 @@ class Generator(nn.Module):
         super().__init__()
         self.n_f, self.n_poses, self.multi = max(1, round(cfg.feature * cfg.width)), n_poses, cfg.images_per_subject > 1
         self.enc = Encoder(self.n_f + self.multi, width=cfg.width)
-        self.dec = Decoder(self.n_f + n_poses + cfg.noise, cfg.image_size, width=cfg.width)
+        self.dec = Decoder(self.n_f + n_poses + cfg.noise, cfg.image_size, 3, cfg.width, cfg.upsampling)
 
     def encode(self, x):
         out = self.enc(x)
@@ -607,6 +616,11 @@ def code(c, n_poses, cfg):
     return F.one_hot(c, n_poses).float() * cfg.pose_code
 
 
+def hazy(x, std):
+    """x with normal noise: in it pictures that differ in every detail still look alike, so D cannot win before G can draw."""
+    return x + std * torch.randn_like(x) if std else x
+
+
 def train(cfg):
     """The papers' training, step by step. Writes cfg.run; returns G (on cfg.device)."""
     validate(cfg)
@@ -638,10 +652,11 @@ def train(cfg):
             log = {}
         else:
             x_hat, c, whose = draws(G, x_seen, n_poses, cfg)                               # in poses that have nothing to do with the input's
+            haze = cfg.d_noise * (1 - .8 * step / cfg.steps)
 
             # 1. D: real faces are real, this person, this pose; drawn ones are drawn: nothing else is asked of them -- T(7)
             if balance.D_is_due(step):
-                real, fake = D(x_all), D(x_hat.detach())
+                real, fake = D(hazy(x_all, haze)), D(hazy(x_hat.detach(), haze))
                 if cfg.head == "tpami":
                     L["D_gan"] = cfg.lambda_gan * loss_gan_D(real[0], fake[0])                                    # T(4)
                     L["D_id"] = cfg.lambda_id * loss_id_D(real[1], y_all)                                         # T(5)
@@ -654,7 +669,7 @@ def train(cfg):
 
             # 2. G: real, the person of the input, the pose asked for ---------------------------------------------- T(11)
             with frozen(D):
-                shown, L_G = D(x_hat), {}
+                shown, L_G = D(hazy(x_hat, haze)), {}
                 if cfg.head == "tpami":
                     L_G["gan"] = cfg.lambda_gan * loss_gan_G(shown[0])                                            # T(8)
                     L_G["id"] = cfg.lambda_id * loss_id_G(shown[1], y_d[whose])                                   # T(9)
@@ -762,8 +777,8 @@ def trained(cfg):
     """(G, about) of cfg.run or cfg.weights: about holds the people trained on and the poses. cfg takes over what G and its data depend on."""
     path = cfg.weights or Path(cfg.run) / "last.pt"
     state, saved = G_of(path)
-    common.adopt(cfg, saved, ("image_size", "load_size", "feature", "noise", "width", "images_per_subject", "pose_code",
-                              *(() if cfg.data else ("test_people",))))
+    common.adopt(cfg, saved, ("image_size", "load_size", "feature", "noise", "width", "upsampling", "images_per_subject",
+                              "pose_code", *(() if cfg.data else ("test_people",))))
     G, _ = build(cfg, 1, len(saved["about"]["poses"]))
     common.load_weights(G, state, path)
     return G.eval(), saved["about"]

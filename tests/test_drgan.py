@@ -494,6 +494,30 @@ def test_G_is_asked_for_the_person_of_the_input_and_the_pose_of_the_code(tiny, m
     assert torch.equal(seen["loss_pose_D"], y_p.flatten()) and torch.equal(seen["loss_id_D"], y_d.repeat_interleave(n))
 
 
+def test_noise_on_all_that_D_sees_falls_to_a_fifth(tiny, monkeypatch):
+    seen, hazy = [], paper.hazy
+    monkeypatch.setattr(paper, "hazy", lambda x, std: (seen.append(std), hazy(x, std))[1])
+    paper.train(dataclasses.replace(tiny, d_noise=.5, steps=4, g_steps=1))
+    assert seen == pytest.approx([.4] * 3 + [.3] * 3 + [.2] * 3 + [.1] * 3)                 # real, drawn, drawn for G
+    x = torch.rand(8, 3, 64, 64, requires_grad=True)
+    assert hazy(x, 0.) is x and (hazy(x, .3) - x).std().item() == pytest.approx(.3, rel=.02)
+    hazy(x, .3).sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+
+
+def test_nearest_upsampling_is_as_large_and_weaves_no_checkerboard():
+    """A flat input: a transposed 3 x 3 convolution of stride 2 adds up other weights at every other pixel, a copied pixel the same ones."""
+    nets = {name: paper.Decoder(20, 48, width=.25, upsampling=name) for name in ("transposed", "nearest")}
+    assert len({common.n_parameters(net) for net in nets.values()}) == 1
+    assert nets["nearest"](torch.rand(2, 12), torch.rand(2, 5), torch.rand(2, 3)).shape == (2, 3, 48, 48)
+    uneven = {}
+    for name, net in nets.items():
+        first = next(k for k, m in enumerate(net.main) if isinstance(m, (torch.nn.ConvTranspose2d, torch.nn.Upsample)))
+        y = net.main[first:first + (1 if name == "transposed" else 2)](torch.ones(1, 64, 8, 8))[..., 2:-2, 2:-2]
+        uneven[name] = (y - y[..., :1, :1]).abs().max().item()
+    assert uneven["nearest"] < 1e-5 < .01 < uneven["transposed"]
+
+
 def test_a_training_and_its_evaluation_run_on_cuda_and_cpu(tiny, tmp_path, device, monkeypatch):
     blind_judges(monkeypatch, device)
     cfg = dataclasses.replace(tiny, device=device, amp=device == "cuda", images_per_subject=2)
