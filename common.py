@@ -1229,8 +1229,11 @@ def _main(paper, argv):
     if not (args.train or args.evaluate or args.ablate or args.infer or args.bench):
         return 0
     settle(cfg)
-    say(f"{title}: {scale} recipe on {hardware(cfg)}, {'bfloat16' if cfg.amp else 'float32'}, {cfg.image_size} px, batch {cfg.batch_size}, "
-        f"{' and '.join(data_folders(cfg)) or 'toy faces'}")
+    machine, data = f"{hardware(cfg)}, {'bfloat16' if cfg.amp else 'float32'}", " and ".join(data_folders(cfg))
+    if args.train or args.ablate or args.bench:
+        say(f"{title}: {scale} recipe on {machine}, {cfg.image_size} px, batch {cfg.batch_size}, {data or 'toy faces'}")
+    else:                                                               # sizes, and the data if not given, come from the checkpoint
+        say(f"{title}: {cfg.weights or cfg.run} on {machine}" + f", {data}" * bool(data))
     if args.bench:
         bench(paper, cfg)
     if args.train and not _fits(paper, cfg):
