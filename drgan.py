@@ -48,7 +48,7 @@ the default, `--head cvpr` gives the other, without weights. Dropout on the conf
 last layer of the encoder has no ELU (authors' code; two ports have it): features may be
 negative, a confidence may come near 0. Drawings of fused features are shown to D too (paper; one port shows it only single ones). No L1
 between output and input (one port's single mode): it asks for the pose of the input. Colour, though C's tables are of grey
-pictures. Ours, and off by default: noise on all that D sees, falling to half (--d-noise), and --upsampling nearest; the small recipe
+pictures. Ours, and off by default: noise on all that D sees, falling to 0 (--d-noise), and --upsampling nearest; the small recipe
 uses both. The authors' code trains the encoder as a classifier first: `--pretrain STEPS`. A multi-image model may begin as a
 single-image one: `--images-per-subject 6 --weights SINGLE/last.pt`.
 
@@ -111,7 +111,7 @@ class Config(common.Settings):
     lr: float = 2e-4                  # C 4.1
     betas: tuple = (.5, .999)         # C 4.1
     decay_from: float = 1.            # the papers: constant; below 1: from this share of the steps on linear to 0
-    d_noise: float = 0.               # the papers: none. Standard deviation of noise on all that D sees; falls to half
+    d_noise: float = 0.               # the papers: none. Standard deviation of noise on all that D sees; linear to 0
     g_steps: int = 4                  # C 4.1: G's steps for one of D once D is near its optimum
     # evaluation
     part: str = field(default="all", metadata={"choices": ("all", "pose", "fusion")})   # ours: of --ablate
@@ -120,10 +120,9 @@ class Config(common.Settings):
 # For a processor: 48 px and a quarter of the widths, all of it ours. A batch stays as large as the paper's (batch norm, and a softmax
 # over people). Steps are few, so they are longer, and end short. D steps as often as G to the end: whenever G was given four steps for
 # one of D's the drawings broke into patterns. Noise on what D sees: without it the first 500 steps were spent on patterns that D
-# refused at once; half of it stays, since specks came back when it had gone. Steps: after 2500 D knows the people of the training by heart
-# and the drawings break up. Nearest upsampling: with transposed convolutions a
-# checkerboard stayed to the end.
-SMALL = dict(image_size=48, width=.25, people=300, copies=8, steps=2500, lr=5e-4, decay_from=.5, g_steps=1,
+# refused at once; it has to go by the end: where half or a fifth of it stayed, specks came that D could not see. Nearest upsampling: with
+# transposed convolutions a checkerboard stayed to the end.
+SMALL = dict(image_size=48, width=.25, people=300, copies=8, steps=3000, lr=5e-4, decay_from=.5, g_steps=1,
              upsampling="nearest", d_noise=.2)
 INFER_FLAGS = {
     "--pose": dict(nargs="+", default=None, metavar="POSE", help="degrees, or frontal and profile for a model of CFP; default: every pose"),
@@ -653,7 +652,7 @@ def train(cfg):
             log = {}
         else:
             x_hat, c, whose = draws(G, x_seen, n_poses, cfg)                               # in poses that have nothing to do with the input's
-            haze = cfg.d_noise * (1 - .5 * step / cfg.steps)
+            haze = cfg.d_noise * common.linear_decay(step, cfg.steps, 0)
 
             # 1. D: real faces are real, this person, this pose; drawn ones are drawn: nothing else is asked of them -- T(7)
             if balance.D_is_due(step):
