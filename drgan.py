@@ -430,11 +430,13 @@ class Decoder(nn.Module):
         self.fc = nn.Linear(n_in, c * self.side ** 2)
         layers = []
         for w, stride in ((max(1, round(w * width)), s) for w, s in self.LAYERS):
-            if stride == 2 and upsampling == "transposed":
-                layers += [nn.ConvTranspose2d(c, w, 3, 2, 1, output_padding=1, bias=False)]
+            if stride == 1:
+                conv = [nn.Conv2d(c, w, 3, 1, 1, bias=False)]
+            elif upsampling == "transposed":
+                conv = [nn.ConvTranspose2d(c, w, 3, 2, 1, output_padding=1, bias=False)]
             else:
-                layers += [nn.Upsample(scale_factor=stride)] * (stride == 2) + [nn.Conv2d(c, w, 3, 1, 1, bias=False)]
-            layers += [nn.BatchNorm2d(w), nn.ELU()]
+                conv = [nn.Upsample(scale_factor=2), nn.Conv2d(c, w, 3, 1, 1, bias=False)]
+            layers += [*conv, nn.BatchNorm2d(w), nn.ELU()]
             c = w
         self.main = nn.Sequential(*layers, nn.Conv2d(c, channels, 3, 1, 1, bias=False), nn.Tanh())
 

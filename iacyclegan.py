@@ -647,6 +647,10 @@ CHAINS = {"IACycleGAN": dict(rounds=3), "shuffled identities": dict(rounds=1, id
           "poor first round, 20 %": dict(rounds=1, first=.2), "poor first round, 5 %": dict(rounds=1, first=.05)}
 
 
+def _first_round(cfg):
+    train(cfg)                                                         # and hand no network from one process to another
+
+
 def _ablation_run(cfg):
     """One chain of rounds and the measures of each (in a process of its own on a CPU), as {"round r: measure": number}."""
     train(cfg)
@@ -682,7 +686,7 @@ def ablate(cfg):
     for kind, seed in (("identity", 1), ("identity", 2), ("sketch", 2)):
         toyfaces.judge(kind, cfg.image_size, seed, cfg.device, cfg.cache)
     first = [dataclasses.replace(base, seed=seed, rounds=0, run=str(folder / f"first-{seed}")) for seed in SEEDS]
-    common.in_parallel(train, first, cfg.device)                       # the same CycleGAN begins three of the chains
+    common.in_parallel(_first_round, first, cfg.device)                # the same CycleGAN begins three of the chains
     for (name, seed), one in jobs.items():
         if "first" not in CHAINS[name] and not (Path(one.run) / "round0").exists():
             shutil.copytree(folder / f"first-{seed}" / "round0", Path(one.run) / "round0",

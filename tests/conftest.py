@@ -1,4 +1,5 @@
 import importlib
+import pickle
 import sys
 from pathlib import Path
 
@@ -13,6 +14,12 @@ def blind_judges(monkeypatch, device="cpu"):
     """Judges that know nothing, in place of trained ones."""
     import toyfaces
     monkeypatch.setattr(toyfaces, "judge", lambda kind, *_: (toyfaces.Judge(kind).eval().requires_grad_(False).to(device), 1.))
+
+
+def in_turn(monkeypatch):
+    """The trainings of an ablation one after the other in this process; what they are told and what they return still has to travel."""
+    import common
+    monkeypatch.setattr(common, "in_parallel", lambda function, jobs, _: [pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(job))))) for job in jobs])
 
 
 def tiny_flags(settings):

@@ -16,7 +16,7 @@ import test_iacyclegan
 import test_pairedcyclegan
 import test_pix2pix_cyclegan
 import test_stargan
-from conftest import tiny_flags
+from conftest import in_turn, tiny_flags
 from test_gannotation import TINY, photo_folder
 
 ROOT = Path(common.__file__).parent
@@ -244,7 +244,7 @@ def test_weights_of_the_authors_and_of_others(call, tmp_path):
 
 
 def test_ablate_trains_both_variants_and_judges(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "in_parallel", lambda f, jobs, device: [f(job) for job in jobs])
+    in_turn(monkeypatch)
     monkeypatch.setattr(gannotation, "SEEDS", (0, 1))
     argv = ["--ablate", *tiny_flags(TINY), "--warm-up", ".5", *call.cache]
     code, out, err = call(*argv)

@@ -13,7 +13,7 @@ from PIL import Image
 import common
 import drgan as paper
 from common import UserError
-from conftest import blind_judges
+from conftest import blind_judges, in_turn
 from drgan import Album, Config, Discriminator, Generator
 
 TINY = dict(paper.SMALL, image_size=32, width=.05, people=6, copies=2, batch_size=12, steps=4, log_every=1, save_every=2, sample_every=2,
@@ -746,7 +746,7 @@ def test_a_checkpoint_of_another_paper_is_refused(tiny, tmp_path):
 
 def test_ablate_runs_every_part_and_judges(tiny, monkeypatch, capsys):
     monkeypatch.setattr(paper, "SEEDS", (0, 1))
-    monkeypatch.setattr(common.os, "cpu_count", lambda: 1)              # in this process: the judges are stand-ins
+    in_turn(monkeypatch)
     paper.ablate(dataclasses.replace(tiny, steps=2))
     report = json.loads((Path(tiny.run) / "ablation.json").read_text())
     assert {c["part"] for c in report["claims"]} == {"pose", "leak", "rotation", "fusion"} and report["verdict"] in ("not reproduced", "partly reproduced")

@@ -15,6 +15,7 @@ import common
 import iacyclegan as paper
 import toyfaces
 from common import UserError
+from conftest import in_turn
 from iacyclegan import Config
 
 TINY = dict(paper.SMALL, image_size=32, width=4, d_width=4, residual_blocks=1, people=8, steps=4, recogniser_steps=2, rounds=1,
@@ -496,7 +497,7 @@ def test_infer_with_a_file_of_weights(tiny, tmp_path):
 
 def test_ablate_runs_every_chain_and_judges(tiny, monkeypatch, capsys):
     monkeypatch.setattr(paper, "SEEDS", (0, 1))
-    monkeypatch.setattr(common.os, "cpu_count", lambda: 1)              # in this process: the judges are stand-ins
+    in_turn(monkeypatch)
     paper.ablate(dataclasses.replace(tiny, steps=2))
     report = json.loads((Path(tiny.run) / "ablation.json").read_text())
     assert {c["part"] for c in report["claims"]} == {"identity", "rounds", "pictures", "poor"} and len(report["runs"]) == 5 * 2

@@ -15,7 +15,7 @@ import common
 import pairedcyclegan as paper
 import toyfaces
 from common import UserError
-from conftest import blind_judges
+from conftest import blind_judges, in_turn
 from pairedcyclegan import Config
 
 TINY = dict(paper.SMALL, image_size=48, width=4, d_width=4, people=6, steps=10, batch_size=2,
@@ -588,7 +588,7 @@ def test_infer_puts_on_and_takes_off(tiny, tmp_path, monkeypatch):
 
 def test_ablate_runs_every_variant_and_judges(tiny, monkeypatch, capsys):
     monkeypatch.setattr(paper, "SEEDS", (0, 1))
-    monkeypatch.setattr(common.os, "cpu_count", lambda: 1)              # in this process: the judges are stand-ins
+    in_turn(monkeypatch)
     paper.ablate(dataclasses.replace(tiny, steps=3))
     report = json.loads((Path(tiny.run) / "ablation.json").read_text())
     assert {c["part"] for c in report["claims"]} == {"style", "D_S", "regions"} and len(report["runs"]) == 8 * 2

@@ -12,7 +12,7 @@ import common
 import pix2pix_cyclegan as paper
 import toyfaces
 from common import UserError
-from conftest import blind_judges
+from conftest import blind_judges, in_turn
 from pix2pix_cyclegan import Config, ImagePool, ResNet, UNet, discriminator
 
 TINY = dict(paper.SMALL, image_size=16, load_size=18, width=4, d_width=4, residual_blocks=1, patch=1, people=6, steps=4, pool_size=3, batch_size=2,
@@ -655,7 +655,7 @@ def test_authors_discriminators_beside_G_are_loaded(tiny_p, tmp_path):
 
 
 def test_ablate_runs_every_part_and_judges(tiny_p, monkeypatch, capsys):
-    monkeypatch.setattr(common, "in_parallel", lambda f, jobs, device: [f(job) for job in jobs])
+    in_turn(monkeypatch)
     monkeypatch.setattr(paper, "SEEDS", (0, 1))
     monkeypatch.setattr(common.Run, "plot", lambda self: None)
     full = paper.tables(tiny_p)
@@ -682,7 +682,7 @@ def test_ablate_runs_every_part_and_judges(tiny_p, monkeypatch, capsys):
 
 
 def test_an_ablation_without_steps_continues(tiny_p, monkeypatch):
-    monkeypatch.setattr(common, "in_parallel", lambda f, jobs, device: [f(job) for job in jobs])
+    in_turn(monkeypatch)
     rows = {f"{name}, L1+cGAN": dict(loss="L1+cGAN", skips=name == "U-Net") for name in ("encoder-decoder", "U-Net")}
     monkeypatch.setattr(paper, "tables", lambda cfg: {"generator": rows})
     monkeypatch.setattr(paper, "SEEDS", (0, 1))

@@ -12,7 +12,7 @@ import common
 import stargan as star
 import toyfaces
 from common import UserError
-from conftest import blind_judges
+from conftest import blind_judges, in_turn
 from stargan import Config, Discriminator, Generator
 
 TINY = dict(star.SMALL, image_size=32, width=4, residual_blocks=1, d_width=4, d_layers=3, batch_size=4, people=16, studio=2, steps=4, n_critic=2,
@@ -658,7 +658,7 @@ def test_infer_with_the_authors_weights(tiny, tmp_path, capsys, size, width):
 
 
 def test_ablate_runs_every_part_and_judges(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(common, "in_parallel", lambda f, jobs, device: [f(job) for job in jobs])
+    in_turn(monkeypatch)
     monkeypatch.setattr(star, "SEEDS", (0, 1))
     monkeypatch.setattr(star, "OTHERS", ("happy", "sad"))
     monkeypatch.setattr(star, "PARTS", star.PARTS | {"pairwise": {k: v for k, v in star.PARTS["pairwise"].items() if k in
