@@ -19,7 +19,10 @@ def blind_judges(monkeypatch, device="cpu"):
 def in_turn(monkeypatch):
     """The trainings of an ablation one after the other in this process; what they are told and what they return still has to travel."""
     import common
-    monkeypatch.setattr(common, "in_parallel", lambda function, jobs, _: [pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(job))))) for job in jobs])
+
+    def travelled(thing):
+        return pickle.loads(pickle.dumps(thing))
+    monkeypatch.setattr(common, "in_parallel", lambda function, jobs, _: [travelled(function(travelled(job))) for job in jobs])
 
 
 def tiny_flags(settings):
