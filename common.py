@@ -1105,7 +1105,7 @@ def draw_claims(claims, path):
         ax = sheet.add_subplot(1, len(claims), k + 1)
         for pair in zip(one["seeds without"], one["seeds with"], strict=True):
             ax.plot([0, 1], pair, color="tab:blue", marker="o", lw=1)
-        ax.set(xticks=[0, 1], xticklabels=["without", "with"], xlim=(-.3, 1.3), ylim=(0, None))
+        ax.set(xticks=[0, 1], xticklabels=["without", "with"], xlim=(-.3, 1.3), ylim=(min(0, *one["seeds without"], *one["seeds with"]), None))
         ax.set_title(f"{one['part']}: " + textwrap.fill(one["what"], 34), fontsize=7)
     sheet.savefig(path, dpi=110)
 

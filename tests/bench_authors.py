@@ -1,10 +1,9 @@
-"""Our training step against one in the manner of the authors' code:  python tests/bench_authors.py [--scale paper]  writes tests/bench_authors.md.
+"""Our training step against one in the manner of the authors' code:  python tests/bench_authors.py  writes README's table.
 
 The manner: float32, one pass through D for real and one for generated pictures, the gradient penalty with a graph of its own,
 StarGAN's D neither frozen nor spared in G's step and G's graph kept in D's, Adam without fusing, losses read off after every step.
 The networks, the batches and all random numbers are ours. Both steps take turns in one process; the fastest turn of each counts.
 """
-import argparse
 import dataclasses
 import sys
 import tempfile
@@ -14,8 +13,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import results_table
+
+sys.path.insert(0, str(results_table.ROOT))
 import common  # noqa: E402
 import pix2pix_cyclegan  # noqa: E402
 import stargan  # noqa: E402
@@ -155,35 +155,26 @@ def after(paper, cfg, folder, steps):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--scale", choices=("small", "paper"), default="small")
-    parser.add_argument("--people", type=int, default=200)
-    args = parser.parse_args()
     common._state["quiet"] = True
-    lines, machine = [], ""
+    lines = []
     for model, paper, more in MODELS:
-        settings = (paper.SMALL if args.scale == "small" else {}) | dict(people=args.people) | more
-        exact = paper.Config(**settings, amp=False)
-        half = paper.Config(**settings)
+        settings = paper.SMALL | dict(people=40) | more
+        exact, half = paper.Config(**settings, amp=False), paper.Config(**settings)
         common.settle(exact), common.settle(half)
-        machine = common.hardware(exact)
         with tempfile.TemporaryDirectory() as folder:
-            apart = "-"
-            if args.scale == "small":
-                a, b = theirs(model, exact, steps=50), after(paper, exact, folder, 50)
-                apart = f"{max(abs(a[k] - b[k]) for k in a):.1e} of {max(map(abs, a.values())):.2g}"
+            a, b = theirs(model, exact, steps=50), after(paper, exact, folder, 50)
+            apart = f"{max(abs(a[k] - b[k]) for k in a):.1e} of {max(map(abs, a.values())):.2g}"
             best = [float("inf")] * 3
             for _ in range(TURNS):
                 mine, timed = ours(paper, exact, folder)
                 best = [min(pair) for pair in zip(best, (theirs(model, exact, timed), mine, ours(paper, half, folder)[0] if half.amp else mine), strict=True)]
         rates = [f"{best[1]:.0f} | {best[0] / best[1]:.2f}", f"{best[2]:.0f} | {best[0] / best[2]:.2f}" if half.amp else "- | -"]
-        lines.append(f"| {model} | {exact.image_size} px, batch {exact.batch_size} | {best[0]:.0f} | {' | '.join(rates)} | {apart} |")
-        print(lines[-1], flush=True)
-    head = (f"`python tests/bench_authors.py --scale {args.scale}`, {machine}, commit {common.commit()}.\n"
-            "ms per step in the manner of the authors' code (float32), ours in float32 and in bfloat16, and how many times faster;\n"
-            "the largest difference of a loss after 50 steps in float32, from the same weights, batches and random numbers, and the largest loss.\n\n"
-            "| model | recipe | theirs | ours, float32 | times | ours, bfloat16 | times | losses apart |\n|---|---|---|---|---|---|---|---|\n")
-    (ROOT / "tests" / "bench_authors.md").write_text(head + "\n".join(lines) + "\n")
+        lines.append(f"| {model} | {exact.image_size} px, batch {exact.batch_size} | {best[0]:.0f} | {' | '.join(rates)} | {apart} |\n")
+        print(lines[-1], end="", flush=True)
+    head = (f"{common.hardware(exact)}, commit {common.commit()}. ms per step; how many times faster; the largest difference of a loss after 50 steps in\n"
+            "float32 from the same weights, batches and random numbers, beside the largest loss.\n\n"
+            "| model | recipe | theirs, float32 | ours, float32 | times | ours, bfloat16 | times | losses apart |\n|---|---|---|---|---|---|---|---|\n")
+    results_table.write("authors", "python tests/bench_authors.py", head + "".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,35 +1,39 @@
-"""Where the time of a step goes, for every paper, on this machine:  python tests/bench_table.py [--scale paper]  writes tests/bench.md."""
+"""README's table of speed and memory: every paper's --bench, at its small and its paper's recipe, on this machine:  python tests/bench_table.py"""
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import results_table
+
+sys.path.insert(0, str(results_table.ROOT))
+import common  # noqa: E402
+
 COMMANDS = ("stargan.py", "gannotation.py", "drgan.py", "iacyclegan.py", "pairedcyclegan.py",
             "pix2pix_cyclegan.py --model pix2pix", "pix2pix_cyclegan.py --model cyclegan")
+HEAD = """{machine}, commit {commit}. Toy faces, --people 40; ms per step and its parts, peak memory of the process (on a GPU: of the GPU),
+work of a step, and its share of the rate that a product of large matrices reaches there.
+
+| command | recipe | ms | of which | pictures/s | memory | GFLOP | of matmul rate |
+|---|---|---|---|---|---|---|---|
+"""
 
 
-def main(more):
-    import common
-    lines, machine = [], ""
-    for command in COMMANDS:
-        said = subprocess.run([sys.executable, *command.split(), "--bench", *more], cwd=ROOT, capture_output=True, text=True)
-        if said.returncode:
-            raise SystemExit(f"{command}: {said.stderr.strip()}")
-        machine = re.search(r"recipe on (.+?), (?:float|bfloat)", said.stdout)[1]
-        recipe = re.search(r"(bfloat16|float32), (\d+ px, batch \d+)", said.stdout)
-        whole, parts = re.search(r"([\d.]+) ms per step: (.+?) \(mean", said.stdout).groups()
-        rate, memory = re.search(r"(\d+) pictures/s, peak memory ([\d.]+ GiB)", said.stdout).groups()
-        flops, share = re.search(r"([\d.]+) GFLOP per step.*= (\d+) %", said.stdout).groups()
-        lines.append(f"| `{command}` | {recipe[2]}, {recipe[1]} | {whole} | {parts} | {rate} | {memory} | {flops} | {share} % |")
-        print(lines[-1], flush=True)
-    head = (f"`{' '.join(['python tests/bench_table.py', *more])}`, {machine}, commit {common.commit()}.\n"
-            "ms per step and its parts, pictures a second, peak memory of the process, work of a step,\n"
-            "and its share of the rate that a product of large matrices reaches there.\n\n"
-            "| command | recipe | ms | of which | pictures/s | memory | GFLOP | of matmul rate |\n|---|---|---|---|---|---|---|---|\n")
-    (ROOT / "tests" / "bench.md").write_text(head + "\n".join(lines) + "\n")
+def main():
+    lines = []
+    for scale in ("small", "paper"):
+        for command in COMMANDS:
+            call = [sys.executable, *command.split(), "--bench", "--scale", scale, "--people", "40"]
+            done = subprocess.run(call, cwd=results_table.ROOT, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{command}: {done.stderr.strip()}")
+            machine, kind, recipe = re.search(r"recipe on (.+?), (bfloat16|float32), (\d+ px, batch \d+)", done.stdout).groups()
+            whole, parts = re.search(r"([\d.]+) ms per step: (.+?) \(mean", done.stdout).groups()
+            rate, memory = re.search(r"(\d+) pictures/s, peak memory ([\d.]+ GiB)", done.stdout).groups()
+            flops, share = re.search(r"([\d.]+) GFLOP per step.*= (\d+) %", done.stdout).groups()
+            lines.append(f"| `{command} --scale {scale}` | {recipe}, {kind} | {whole} | {parts} | {rate} | {memory} | {flops} | {share} % |\n")
+            print(lines[-1], end="", flush=True)
+    results_table.write("speed", "python tests/bench_table.py", HEAD.format(machine=machine, commit=common.commit()) + "".join(lines))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

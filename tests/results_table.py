@@ -17,9 +17,14 @@ def table():
     return "\n".join(lines) + "\n"
 
 
+def write(name, command, text):
+    """Put the text into README, between its marks of that name."""
+    readme = (ROOT / "README.md").read_text()
+    start, end = f"<!-- {name}: {command} -->\n", f"<!-- end of {name} -->"
+    (ROOT / "README.md").write_text(readme[:readme.index(start) + len(start)] + text + readme[readme.index(end):])
+
+
 if __name__ == "__main__":
     if "--write" in sys.argv:
-        readme = ROOT / "README.md"
-        text, start, end = readme.read_text(), "<!-- results: python tests/results_table.py -->\n", "<!-- end of results -->"
-        readme.write_text(text[:text.index(start) + len(start)] + table() + text[text.index(end):])
+        write("results", "python tests/results_table.py", table())
     print(table())

@@ -522,12 +522,17 @@ def test_health_words(tiny):
 
 def test_marks_of_the_truth_are_perfect_and_of_a_copy_are_not(tiny):
     exam = paper.Exam(tiny, *paper.toy_albums(tiny, True))
-    truth, copy, warped = (exam.marks(out) for out in (exam.truth, exam.x[:, None].expand_as(exam.truth), exam.warped()))
-    assert truth["dE lips"] == truth["dE shadow"] == truth["edges"] == 0 and truth["style match"] == 1 and truth["follows"] == pytest.approx(1, abs=1e-4)
+    truth, copy, warped = (exam.marks(out) for out in (exam.truth, exam.x[:, None].expand_as(exam.truth), exam.laid(true=False)))
+    assert truth["L1"] == truth["dE lips"] == truth["dE shadow"] == truth["dE liner"] == 0 and truth["style match"] == 1
+    assert truth["follows"] == pytest.approx(1, abs=1e-4) and truth["follows liner"] == pytest.approx(1, abs=1e-4)
     assert copy["outside"] == 0 and copy["dE lips"] > 5 and copy["style match"] <= .5 and copy["follows"] == pytest.approx(0, abs=1e-4)
     assert warped["follows"] > 0 and warped["style match"] > copy["style match"]
     one_look = exam.marks(exam.truth[:, :1].expand_as(exam.truth))
     assert one_look["follows"] == pytest.approx(0, abs=1e-4) and one_look["style match"] == .25
+    assert one_look["follows liner"] == pytest.approx(0, abs=1e-4)
+    half = exam.marks((exam.truth + exam.x[:, None]) / 2)                # (Lab is not linear in RGB, so only nearly 3 / 4)
+    assert .6 < half["follows"] < .9 and .4 * copy["dE lips"] < half["dE lips"] < .6 * copy["dE lips"]
+    assert not (exam.where["shadow"] & exam.where["liner"]).any()
     opposite = exam.marks((2 * exam.x[:, None] - exam.truth).clamp(-1, 1))
     assert opposite["follows"] < 0
 
@@ -545,7 +550,7 @@ def test_dE_is_the_distance_in_Lab_where_the_lipstick_is(tiny, monkeypatch):
     assert exam.marks(out)["dE lips"] == pytest.approx(L.item() / 4, rel=1e-4)             # one of four pictures
 
 
-def test_exam_of_perfect_removal(tiny):
+def test_exam_of_no_removal(tiny):
     exam = paper.Exam(tiny, *paper.toy_albums(tiny, True))
     found = exam.off({"face": (lambda x, y: x, lambda x: x)})
     assert found["F(y)"] == pytest.approx(found["y itself"], abs=1e-6) and found["back"] == pytest.approx(0, abs=1e-6) and found["back from noise"] < .001
@@ -554,7 +559,7 @@ def test_exam_of_perfect_removal(tiny):
 def test_evaluate_of_parts_and_of_photographs(tiny, tmp_path):
     paper.train(dataclasses.replace(tiny, regions="parts", steps=2))
     rows = paper.evaluate(dataclasses.replace(tiny))["rows"]
-    assert list(rows) == ["G", "copy the bare face", "W, the warped reference", "the truth", "make-up off"]
+    assert list(rows) == ["G", "copy the bare face", "one look for all", "W, the warped reference", "the truth", "make-up off"]
     assert json.loads((Path(tiny.run) / "evaluation.json").read_text())["rows"] == rows
     cfg = dataclasses.replace(tiny, data=str(mt(tmp_path / "data")), run=str(tmp_path / "photos"), steps=2)
     paper.train(cfg)
@@ -591,10 +596,10 @@ def test_ablate_runs_every_variant_and_judges(tiny, monkeypatch, capsys):
     in_turn(monkeypatch)
     paper.ablate(dataclasses.replace(tiny, steps=3))
     report = json.loads((Path(tiny.run) / "ablation.json").read_text())
-    assert {c["part"] for c in report["claims"]} == {"style", "D_S", "regions"} and len(report["runs"]) == 8 * 2
-    assert {"CycleGAN, mean", "W, the warped reference, mean", "make-up off: parts, std"} <= report["rows"].keys()
-    assert abs(report["rows"]["CycleGAN, mean"]["follows"]) < 1e-3 and "D_S: identity above W: " in capsys.readouterr().out
-    assert common.load_checkpoint(Path(tiny.run) / "ablation/parts-0/skin/last.pt")["step"] == 1                          # a third of three
+    assert [c["part"] for c in report["claims"]] == ["style", "D_S", "D_S, mismatched pairs", "removal", "regions"] and len(report["runs"]) == 7 * 2
+    assert {"D_S, mean", "W, the warped reference, mean", "make-up off: parts, std"} <= report["rows"].keys()
+    assert abs(report["rows"]["one look for all, mean"]["follows"]) < 1e-3 and "removal: lower in every seed: " in capsys.readouterr().out
+    assert common.load_checkpoint(Path(tiny.run) / "ablation/parts-0/skin/last.pt")["step"] == 2                          # three steps' pixels
     with pytest.raises(UserError, match="was trained for 3 steps, now 6"):
         paper.ablate(dataclasses.replace(tiny, steps=6))
 
