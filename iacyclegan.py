@@ -88,6 +88,8 @@ class Config(common.Settings):
     lambda_map: float = 5.            # the paper
     idp: str = field(default="unit", metadata={"choices": ("unit", "raw-mean")})       # ours: unit features, 2 - 2 cos; raw-mean: see the docstring
     identities: str = field(default="right", metadata={"choices": ("right", "shuffled")})      # ours: shuffled = the control of --ablate
+    glances: int = 0                  # ours, off: moved and noisy copies of a generated picture that [idp] and the tuning look at, against texture that
+                                      # only the recogniser takes for a face; 0 = the picture itself
     margin: float = .2                # ours: FaceNet's; the paper does not say
     # training
     rounds: int = 2                   # ours: rounds after CycleGAN; the paper's chain, CycleGAN, tune, IACycleGAN, tune, is 1
@@ -293,7 +295,7 @@ class Recogniser(nn.Module):
             self.net = torchvision.models.vgg16(num_classes=2622)
             if load:
                 common.load_weights(self.net, vgg_keys(common.load_checkpoint(cfg.vgg_face)), cfg.vgg_face)
-            self.net.classifier = self.net.classifier[:4]              # fc6, ReLU, dropout, fc7
+            self.net.classifier = self.net.classifier[:4]              # fc6, ReLU, dropout, fc7 before its ReLU
         else:
             self.net = copy.deepcopy(toyfaces.judge("identity", cfg.image_size, 1, cfg.device, cfg.cache)[0]) if load else toyfaces.Judge("identity")
         self.eval().requires_grad_(True)                               # but batch norm keeps its statistics, dropout is off
@@ -346,12 +348,22 @@ def loss_cyc(x, x_back):
 def loss_idp(phi, real, fake, kind="unit"):
     """[idp]  E ||phi_Y(y) - phi_Y(G_X(x))||_2^2 + E ||phi_X(x) - phi_X(G_Y(y))||_2^2; this is one of the two terms
 
-    real: the true picture, in the modality of fake, of the *same person*. unit: features of length 1, summed: 2 - 2 cos.
-    raw-mean: features as they are, mean of the squares. The gradient reaches fake alone. Weight: lambda_idp
+    real [B, 3, S, S]: the true picture, in the modality of fake, of the *same person*; fake [n B, 3, S, S]: see `glances`.
+    unit: features of length 1, summed: 2 - 2 cos. raw-mean: features as they are, mean of the squares. The gradient reaches fake alone. Weight: lambda_idp
     """
-    if kind == "unit":
-        return ((phi(fake) - phi(real).detach()) ** 2).sum(1).mean()
-    return ((phi.raw(fake) - phi.raw(real).detach()) ** 2).mean()
+    seen = phi if kind == "unit" else phi.raw
+    squares = (seen(fake) - seen(real).detach().repeat(len(fake) // len(real), 1)) ** 2
+    return squares.sum(1).mean() if kind == "unit" else squares.mean()
+
+
+def glances(x, n, reach=3, noise=.1):
+    """What a recogniser is shown of generated pictures x [B, 3, S, S]: n copies of all, each moved by up to `reach` px and with noise; x itself for n = 0.
+
+    A recogniser can be deceived by dots that no eye takes for a face, and [idp] finds them; but not by such that hold in every place.
+    """
+    S, room = x.shape[-1], F.pad(x, (reach,) * 4, mode="replicate")
+    moved = [room[..., a:a + S, b:b + S] for a, b in torch.randint(2 * reach + 1, (n, 2)).tolist()]
+    return torch.cat([copy + noise * torch.randn_like(copy) for copy in moved]) if n else x
 
 
 def loss_map(G, target):
@@ -376,7 +388,7 @@ def loss_tri(f, who, margin=.2):
 def validate(cfg):
     """Raises UserError for settings that do not fit together."""
     positive = ("width", "d_width", "residual_blocks", "people", "recogniser_steps", "recogniser_people", "first")
-    for name, fits, expected in (*((name, getattr(cfg, name) > 0, "at least 1") for name in positive),
+    for name, fits, expected in (*((name, getattr(cfg, name) > 0, "more than 0") for name in positive),
                                  ("image_size", cfg.image_size % 4 == 0 and cfg.image_size >= 32, "a multiple of 4, at least 32"),
                                  ("load_size", load_size(cfg) >= cfg.image_size, f"at least --image-size {cfg.image_size}"),
                                  ("pool_size", not 0 < cfg.pool_size < cfg.batch_size, "at least --batch-size, or 0"),
@@ -454,8 +466,8 @@ def train_generators(cfg, phi, data, held_out):
             L["map"] = cfg.lambda_map * (loss_map(G_X, y) + loss_map(G_Y, x))                                     # [map]
             if phi:
                 with frozen(*phi):
-                    L["idp_Y"] = lambda_idp * loss_idp(phi[1], y_of_person, y_fake, cfg.idp)                      # [idp]
-                    L["idp_X"] = lambda_idp * loss_idp(phi[0], x_of_person, x_fake, cfg.idp)                      # [idp]
+                    L["idp_Y"] = lambda_idp * loss_idp(phi[1], y_of_person, glances(y_fake, cfg.glances), cfg.idp)      # [idp]
+                    L["idp_X"] = lambda_idp * loss_idp(phi[0], x_of_person, glances(x_fake, cfg.glances), cfg.idp)      # [idp]
             run.update("G", sum(value for name, value in L.items() if not name.startswith("D_")))
 
         # 2. D_X and D_Y: real pictures 1; generated ones, new or from the pool, 0
@@ -501,7 +513,8 @@ def tune(cfg, phi, data, G):
             if G is not None:
                 with torch.no_grad():
                     shown += [G[paint](data.view(other, person, g)) for _ in range(2)]
-            loss = loss_tri(one(torch.cat(shown)), person.repeat(len(shown)), cfg.margin)                         # [tri]
+            shown, person = torch.cat(shown), person.repeat(len(shown))
+            loss = loss_tri(one(glances(shown, min(1, cfg.glances))), person, cfg.margin)                         # [tri]
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -588,20 +601,27 @@ def recognised(gallery, probes, k=1):
     return (rank.ge(1) & rank.le(k)).float().mean().item()
 
 
+def grey_of(x):
+    """[B, 3, S, S] -> [B, 1, S, S], luma."""
+    return (x * x.new_tensor([.299, .587, .114])[:, None, None]).sum(1, keepdim=True)
+
+
 @torch.no_grad()
 def measure(cfg, G, phi, data):
     """G = (G_X, G_Y), or None for the true pictures, on people never trained on, {measure: number}. See `evaluate`."""
     out = {}
     for name, k, kind in (("sketch", 0, "sketch"), ("photo", 1, "identity")):              # G_X draws sketches, G_Y photos
-        made, quality, readers = [], [], {"own": phi[1 - k], "untuned": Recogniser(cfg).to(cfg.device)}
+        quality, readers = [], {"own": phi[1 - k], "untuned": Recogniser(cfg).to(cfg.device)}
         if not cfg.data:
-            readers["other"] = toyfaces.judge(kind, cfg.image_size, 2, cfg.device, cfg.cache)[0]
+            other = readers["other"] = toyfaces.judge(kind, cfg.image_size, 2, cfg.device, cfg.cache)[0]
+            if name == "photo":
+                readers["other grey"] = lambda x, other=other: other(grey_of(x).expand(-1, 3, -1, -1))
         features = {whose: ([], []) for whose in readers}
         for index in torch.arange(len(data)).split(16):
             source, target = data.whole(index)[::1 - 2 * k]
             truth = data.whole(index, data.truth)[1 - k]
             made = truth if G is None else G[k](source)
-            grey = [(p * p.new_tensor([.299, .587, .114])[:, None, None]).sum(1, keepdim=True).clamp(-1, 1) / 2 + .5 for p in (made, truth)]
+            grey = [grey_of(p).clamp(-1, 1) / 2 + .5 for p in (made, truth)]
             S = made.shape[-1]
             inner = [p[..., int(.3 * S):int(.85 * S), int(.2 * S):int(.8 * S)] for p in grey]              # brows to mouth
             quality.append(torch.stack([piq.ssim(*grey, data_range=1., reduction="none"), piq.fsim(*grey, data_range=1., chromatic=False, reduction="none"),
@@ -623,7 +643,8 @@ def evaluate(cfg):
     protocol, one modality is translated and the nearest of all true pictures of that modality is looked for. own: by the
     recogniser tuned after that round; untuned: by the one before all rounds, the same in every row; other (toy faces): by one
     that took part in no loss. Toy faces: the truth of SSIM, FSIM, L1 is the very sitting; the pictures to be found are of another
-    one. The last row says what the readers make of true pictures, which is their limit.
+    one. other grey: the same reader, shown photos without their colours, which no sketch tells. The last row says what the readers make of true
+    pictures.
     """
     rows = {}
     for r in [None] if cfg.weights else rounds_of(cfg) or [None]:
@@ -692,7 +713,8 @@ def ablate(cfg):
             shutil.copytree(folder / f"first-{seed}" / "round0", Path(one.run) / "round0",
                             ignore=None if one.tuned else shutil.ignore_patterns("recognisers.pt"))
     study.run(_ablation_run, cfg.device)
-    measures = [f"{what} {number}" for what in ("sketch", "photo") for number in ("SSIM", "FSIM", "SSIM inner", "rank-1 own", "rank-1 untuned", "rank-1 other")]
+    measures = [f"{what} {number}" for what in ("sketch", "photo") for number in ("SSIM", "FSIM", "SSIM inner", "L1", "rank-1 own", "rank-1 untuned",
+                                                                                 "rank-1 other")] + ["photo rank-1 other grey"]
     for name, change in CHAINS.items():
         for r in range(change["rounds"] + 1):
             study.row(f"{name}: {f'round {r}' if r else 'CycleGAN'}", **{k: study.values(name, f"round {r}: {k}") for k in measures})

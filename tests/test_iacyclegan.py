@@ -89,6 +89,25 @@ def test_loss_idp_is_two_minus_two_cosines_and_reaches_the_fake_alone():
     assert paper.loss_idp(Reader(), real, coloured(7., 0., 0.)).item() == pytest.approx(0., abs=1e-6)
 
 
+def test_loss_idp_of_several_glances_is_the_mean_over_them():
+    real, others = coloured(1., 0., 0.), [coloured(3., 4., 0.), coloured(0., 2., 0.)]
+    both = paper.loss_idp(Reader(), real, torch.cat(others)).item()
+    assert both == pytest.approx(sum(paper.loss_idp(Reader(), real, one).item() for one in others) / 2)
+
+
+def test_glances_are_moved_noisy_copies():
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 16, 16, requires_grad=True)
+    assert paper.glances(x, 0) is x
+    seen = paper.glances(x, 5, reach=2, noise=0.)
+    moved = {(a, b): F.pad(x, (2, 2, 2, 2), mode="replicate")[..., a:a + 16, b:b + 16] for a in range(5) for b in range(5)}
+    assert seen.shape == (10, 3, 16, 16) and all(any(torch.equal(two, one) for one in moved.values()) for two in seen.unflatten(0, (5, 2)))
+    assert len({two.sum().item() for two in seen.unflatten(0, (5, 2))}) > 1
+    assert (paper.glances(x, 200, reach=0, noise=.1).unflatten(0, (200, 2)) - x).std().item() == pytest.approx(.1, rel=.02)
+    seen.sum().backward()
+    assert (x.grad > 0).any()
+
+
 def test_loss_idp_raw_mean_is_the_mean_of_squares():
     assert paper.loss_idp(Reader(), coloured(1., 0., 0.), coloured(3., 4., 0.), "raw-mean").item() == pytest.approx((4 + 16) / 3)
 
