@@ -121,11 +121,11 @@ class Config(common.Settings):
 
 # For a processor: 48 px and a quarter of the widths (z's too, or it drowns f), all of it ours. A batch stays as large as the paper's (batch
 # norm, and a softmax over people). Few steps, so a larger learning rate, linear to 0 from half-way. The encoder and D are classifiers first:
-# the encoder learns who only through D, which knows few people in so few steps. D steps as often as G to the end: whenever G was given four
+# the encoder learns who only through D, which knows hardly anybody before step 1000. D steps as often as G to the end: whenever G was given four
 # steps for one of D's the drawings broke into patterns. Noise on what D sees: without it the first 500 steps were spent on patterns that D
 # refused at once; it has to go by the end: where half or a fifth of it stayed, specks came that D could not see. Nearest upsampling: with
 # transposed convolutions a checkerboard stayed to the end.
-SMALL = dict(image_size=48, width=.25, noise=12, people=300, copies=8, steps=3000, pretrain=.2, lr=5e-4, decay_from=.5, g_steps=1,
+SMALL = dict(image_size=48, width=.25, noise=12, people=300, copies=8, steps=3000, pretrain=1 / 3, lr=5e-4, decay_from=.5, g_steps=1,
              upsampling="nearest", d_noise=.2)
 INFER_FLAGS = {
     "--pose": dict(nargs="+", default=None, metavar="POSE", help="degrees, or frontal and profile for a model of CFP; default: every pose"),
@@ -596,8 +596,9 @@ def validate(cfg):
 
 
 def build(cfg, n_people, n_poses):
-    """G and D, weights from N(0, .02), on cfg.device."""
+    """G and D, weights from N(0, .02), on cfg.device. D's last layer: the fewer its inputs, the larger, or it learns who far too slowly (ours)."""
     G, D = common.init_normal(Generator(cfg, n_poses)), common.init_normal(Discriminator(n_people, n_poses, cfg.feature, cfg.width))
+    nn.init.normal_(D.fc.weight, std=.02 / cfg.width)
     for net in (G.enc, G.dec, D):
         prepare(net, cfg).to(memory_format=torch.channels_last)        # with batch norm a fourth faster, also on a processor
     return G, D
