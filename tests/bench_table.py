@@ -19,7 +19,7 @@ work of a step, and its share of the rate that a product of large matrices reach
 
 
 def main():
-    lines = []
+    lines, commit = [], common.commit()
     for scale in ("small", "paper"):
         for command in COMMANDS:
             call = [sys.executable, *command.split(), "--bench", "--scale", scale, "--people", "40"]
@@ -31,8 +31,8 @@ def main():
             rate, memory = re.search(r"(\d+) pictures/s, peak memory ([\d.]+ GiB)", done.stdout).groups()
             flops, share = re.search(r"([\d.]+) GFLOP per step.*= (\d+) %", done.stdout).groups()
             lines.append(f"| `{command} --scale {scale}` | {recipe}, {kind} | {whole} | {parts} | {rate} | {memory} | {flops} | {share} % |\n")
-            print(lines[-1], end="", flush=True)
-    results_table.write("speed", "python tests/bench_table.py", HEAD.format(machine=machine, commit=common.commit()) + "".join(lines))
+            print(lines[-1], end="", flush=True)                           # a processor needs minutes for some: what is measured stays
+            results_table.write("speed", "python tests/bench_table.py", HEAD.format(machine=machine, commit=commit) + "".join(lines))
 
 
 if __name__ == "__main__":
