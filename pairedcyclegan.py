@@ -78,7 +78,7 @@ class Config(common.Settings):
     lambda_I: float = 1.              # the paper, as a public port quotes it
     lambda_S: float = 1.              # likewise; 0 = ablation
     lambda_R: float = .1              # likewise
-    follow: bool = True               # the paper; --no-follow: G sees the source twice, a CycleGAN (ablation)
+    follow: bool = True               # the paper; --no-follow: G sees the source twice, a CycleGAN
     mismatch: bool = False            # ours, off: D_S is also shown that W(x, y) does not wear the make-up of another reference
     noise: float = 0.                 # ours, off: standard deviation of noise on pictures between the two stages, against signals hidden in them
     pairs: str = field(default="warp", metadata={"choices": ("warp", "true")})       # the paper: warp; true = toy faces only, the truth itself
