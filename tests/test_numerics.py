@@ -9,7 +9,7 @@ import common
 import test_hostile
 import toyfaces
 
-STEPS = int(os.environ.get("NUMERICS", 20))
+STEPS = int(os.environ.get("NUMERICS", 8))
 MODELS = [*((paper, {}) for paper in test_hostile.TINY), ("drgan", dict(images_per_subject=3)), ("pix2pix_cyclegan", dict(model="cyclegan")),
           ("stargan", dict(toy="both", lambda_triple=1., attention_mask=True)), ("pairedcyclegan", dict(regions="parts"))]
 
