@@ -662,7 +662,7 @@ def train_region(cfg, data, held_out):
             L["G"] = weight * loss_G_G(D_Y, y_fake)                                                               # [L_G]
             if not fixed:
                 L["F"] = weight * loss_F_F(D_X, x_fake)                                                           # [L_F]
-            n_x, n_y = cfg.noise * torch.randn_like(x), cfg.noise * torch.randn_like(y)                           # drowns a signal; passes through
+            n_x, n_y = (cfg.noise * torch.randn_like(p) if cfg.noise else 0. for p in (x, y))                     # drowns a signal; passes through
             L["I"] = cfg.lambda_I * loss_I(F, x + n_y, y_fake + n_y)                                              # [L_I]
             if cfg.lambda_S and not first:                             # (at first F would have to keep what a blind G cannot know)
                 x_seen = x_fake + n_x
