@@ -50,12 +50,30 @@ NORMS = {
 }
 
 
+class DilatedConv2d(nn.Conv2d):
+    """nn.Conv2d of dilation d and stride 1: the same numbers, on a processor up to twice as fast.
+
+    Every d-th pixel each way makes a picture of its own; on these d * d pictures the convolution has no dilation, and that has the
+    fast code. Other devices, and sizes that d does not divide, take the ordinary way.
+    """
+
+    def _conv_forward(self, x, weight, bias):
+        if self.padding_mode == "zeros" or x.device.type != "cpu":
+            return super()._conv_forward(x, weight, bias)
+        d, x = self.dilation[0], F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        if x.shape[2] % d or x.shape[3] % d:
+            return F.conv2d(x, weight, bias, dilation=d)
+        apart = x.unflatten(3, (-1, d)).unflatten(2, (-1, d)).permute(0, 3, 5, 1, 2, 4)                    # [B, d, d, c, h, w]
+        out = F.conv2d(apart.flatten(0, 2), weight, bias).unflatten(0, (len(x), d, d))
+        return out.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
+
+
 def conv_block(c_in, c_out, kernel, stride, padding, norm=None, act=None, up=False, bias=True, padding_mode="zeros", dilation=1):
     """Convolution (or transposed convolution, `up`), normalisation, activation, as a flat list of layers."""
     if up:
         conv = nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, bias=bias)
     else:
-        conv = nn.Conv2d(c_in, c_out, kernel, stride, padding, dilation, bias=bias, padding_mode=padding_mode)
+        conv = (nn.Conv2d if dilation == 1 else DilatedConv2d)(c_in, c_out, kernel, stride, padding, dilation, bias=bias, padding_mode=padding_mode)
     return [layer for layer in (conv, NORMS[norm](c_out), act) if layer is not None and not isinstance(layer, nn.Identity)]
 
 

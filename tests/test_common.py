@@ -92,6 +92,19 @@ def test_patchgan_counts_receptive_field_and_map(kwargs, parameters, field, side
         assert D.eval()(torch.zeros(1, kwargs["in_channels"], 256, 256)).shape == (1, 1, side, side)
 
 
+@pytest.mark.parametrize("dilation, size", [(2, (8, 12)), (4, (12, 8)), (3, (9, 6)), (2, (7, 8)), (4, (10, 9))])
+def test_dilated_convolution_is_torchs(dilation, size):
+    ours = common.DilatedConv2d(3, 5, 3, 1, dilation, dilation, padding_mode="reflect").double()
+    theirs = torch.nn.Conv2d(3, 5, 3, 1, dilation, dilation, padding_mode="reflect").double()
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for conv in (ours, theirs):
+        x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.double, requires_grad=True)
+        conv(x).pow(3).sum().backward()
+        results.append((conv(x), x.grad, conv.weight.grad, conv.bias.grad))
+    torch.testing.assert_close(*results)
+
+
 @pytest.mark.parametrize("widths, strides", [((4, 8), (2, 1)), ((4, 8, 8), (2, 2, 1)), ((4, 8, 8), (2, 2, 2))])
 def test_receptive_field_is_what_the_gradient_sees(widths, strides):
     D = PatchGAN(3, widths, strides).double()
