@@ -1,4 +1,5 @@
 import importlib
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-torch.set_num_threads(2)
+if "PYTEST_XDIST_WORKER" in os.environ:                                # a worker on every core: one thread each, in what it starts, too
+    os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 def blind_judges(monkeypatch, device="cpu"):
