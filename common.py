@@ -619,8 +619,7 @@ def settle(cfg):
         raise UserError(f"--device {cfg.device}: {str(error).splitlines()[0]}; expected cpu, cuda or cuda:N") from None
     if cfg.amp is None and not cfg.fresh:                               # a run, or an ablation, keeps the precision it began with
         for earlier in sorted(Path(cfg.run).glob("**/config.json"))[:1]:
-            with contextlib.suppress(ValueError):
-                cfg.amp = json.loads(earlier.read_text()).get("amp")
+            cfg.amp = read_json(earlier).get("amp")
     if cfg.amp is None:
         cfg.amp = cfg.device.startswith("cuda") or _bf16_is_faster()
     if cfg.device.startswith("cuda"):
@@ -938,6 +937,15 @@ def write_json(path, content):
     partial = path.with_name(path.name + ".part")
     partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
     os.replace(partial, path)
+
+
+def read_json(path):
+    """The dict in a file; an empty one if the file is not there or damaged."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_jsonl(path):

@@ -417,6 +417,13 @@ def train(cfg):
         for old in Path(cfg.run).glob("round*"):
             shutil.rmtree(old)
         cfg.fresh = False
+    chain = Path(cfg.run) / "chain.json"                               # what no round's own checkpoint tells: how the recognisers came to be
+    ways = {name: getattr(cfg, name) for name in ("tuned", "warm_recogniser", "recogniser_steps", "recogniser_lr", "recogniser_people", "margin")}
+    before = common.read_json(chain) if rounds_of(cfg) else {}
+    if other := [f"{name} (was {before[name]!r}, now {now!r})" for name, now in ways.items() if before.get(name, now) != now]:
+        raise UserError(f"{cfg.run}: its recognisers were made with another {', '.join(other)}; give the same settings, another --run folder, or --fresh")
+    if not cfg.bench:
+        common.write_json(chain, ways)
     for r in rounds_of(cfg):                                           # recognisers tuned on half of a training would mislead the rounds after it
         before = common.steps_of(Path(cfg.run) / f"round{r}" / "last.pt", cfg)
         if before != of_round(cfg, r).steps:

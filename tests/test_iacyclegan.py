@@ -398,6 +398,14 @@ def test_tuning_sees_real_and_generated_pictures_of_the_right_modality(tiny, mon
     assert (Path(tiny.run) / "recognisers.pt").exists()
 
 
+@pytest.mark.parametrize("other", [dict(tuned=False), dict(warm_recogniser=True), dict(recogniser_steps=3)], ids=str)
+def test_recognisers_made_in_another_way_are_refused(tiny, other):
+    paper.train(dataclasses.replace(tiny, rounds=0, steps=1))
+    with pytest.raises(UserError, match=f"made with another {next(iter(other))} "):
+        paper.train(dataclasses.replace(tiny, steps=1, **other))
+    paper.train(dataclasses.replace(tiny, rounds=0, steps=1, fresh=True, **other))
+
+
 @pytest.mark.parametrize("r", [0, 1])
 def test_n_plus_n_steps_are_2n_steps_over_rounds(tiny, tmp_path, r):
     whole = dataclasses.replace(tiny, run=str(tmp_path / "whole"))
