@@ -54,13 +54,14 @@ class DilatedConv2d(nn.Conv2d):
     """nn.Conv2d of dilation d and stride 1: the same numbers, on a processor up to twice as fast.
 
     Every d-th pixel each way makes a picture of its own; on these d * d pictures the convolution has no dilation, and that has the
-    fast code. Other devices, and sizes that d does not divide, take the ordinary way.
+    fast code. Other devices, zero padding, strides and sizes that d does not divide take the ordinary way.
     """
 
     def _conv_forward(self, x, weight, bias):
-        if self.padding_mode == "zeros" or x.device.type != "cpu":
+        d = self.dilation[0]
+        if self.padding_mode == "zeros" or x.device.type != "cpu" or (self.dilation, self.stride, self.groups) != ((d, d), (1, 1), 1):
             return super()._conv_forward(x, weight, bias)
-        d, x = self.dilation[0], F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         if x.shape[2] % d or x.shape[3] % d:
             return F.conv2d(x, weight, bias, dilation=d)
         apart = x.unflatten(3, (-1, d)).unflatten(2, (-1, d)).permute(0, 3, 5, 1, 2, 4)                    # [B, d, d, c, h, w]
@@ -1269,6 +1270,8 @@ def _main(paper, argv):
                 size //= 2
         raise UserError(f"--batch-size {cfg.batch_size}: too much for the memory of {hardware(cfg)}; "
                         + (f"--batch-size {size} fits" if size else "no other fits either; give a smaller --image-size"))
+    if args.train:
+        cfg.weights = ""                                                # the training began with them; what follows is about its result
     if args.evaluate:
         print(table(paper.evaluate(cfg)))
     if args.ablate:

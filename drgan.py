@@ -28,8 +28,8 @@ equations and sections are as we remember them; (7) and (11) of T, (4) and (5) o
 
 Run it:
     python drgan.py --train                                   toy faces: one picture a person (n = 1)
-    python drgan.py --train --images-per-subject 6            fused from six
-    python drgan.py --train --data CFP [--images-per-subject 4]
+    python drgan.py --train --images-per-subject 6 --weights runs/drgan/last.pt --run runs/six       fused from six; goes on from the model before
+    python drgan.py --train --data CFP --run runs/cfp [--images-per-subject 4]
     python drgan.py --evaluate                                identification by yaw, verification, rotation, fusion, confidence
     python drgan.py --evaluate --data CFP --run RUN           a model trained on other data, on all ten folds of CFP
     python drgan.py --ablate [--part fusion]                  the papers' claims, three seeds
@@ -50,8 +50,10 @@ negative, a confidence may come near 0. Drawings of fused features are shown to 
 No L1 between output and input (one port's single mode): it asks for the pose of the input. Colour, though C's tables are of grey
 pictures. The authors' code trains the encoder as a classifier first: `--pretrain`; here D learns who and which pose in these
 steps, too. Ours, and no part of the paper's recipe: noise on all that D sees, falling to 0 (--d-noise), and --upsampling nearest.
-The small recipe, which runs without a GPU, uses all three. A multi-image model may begin as a single-image one:
-`--images-per-subject 6 --weights SINGLE/last.pt`.
+The small recipe, which runs without a GPU, uses all three. A multi-image model may begin as a single-image one (--weights): its
+encoder and decoder go on, D starts anew, and nobody is a classifier again. C and T sum G's terms over a person's n single drawings
+and the fused one; here all drawings of a batch share one mean: only the scale differs. Multi-PIE's second code, for the light, and
+D's outputs for it are left out: the poses alone are told.
 
 Why is D never asked for the pose of a drawn face? Its pose is a wish, not a label: early drawings show any pose, and D would
 learn wrong answers. And if D learned from drawings, the two could agree on a private mark for each code: no pose loss, and
@@ -277,7 +279,7 @@ def scan(cfg):
     return dict(images=[path for path, *_ in items], who=[number[person] for _, person, _ in items], pose=[k for *_, k in items], n_test=n_test,
                 people=tuple(f"{found['kind']}/{person}" for person in people), poses=poses, kind=found["kind"], bad=bad,
                 bytes_per_image=3 * load_size(cfg) ** 2,
-                notes={"kind": found["kind"], "people": f"{len(people)}, the last {n_test} held out",
+                notes={"kind": found["kind"], "people": f"{len(people)} ({', '.join(people[:3])} ...), the last {n_test} held out",
                        "poses": ", ".join(f"{pose} ({n})" for pose, n in zip(poses, counts, strict=True))} | found.get("notes", {}))
 
 
@@ -558,14 +560,16 @@ def loss_softmax(logits, y_d):
 class Balance(nn.Module):
     """C 4.1: once D is near its optimum, G gets more steps than D. A module, so that it stands in the checkpoint.
 
+    pretrained: steps as classifiers, fixed when the training begins: a longer --steps must not fall back into them.
     "near": right in 9 of 10 cases in the worst of its tasks, real, drawn and who; the paper gives no number, one port this one,
     for the mean. (With "who" alone G got ahead as soon as D knew the people, however well it was fooled.) Looked at now and
     then only, and kept on the processor: a GPU would have to wait for every look.
     """
 
-    def __init__(self, g_steps):
+    def __init__(self, g_steps, pretrained=0):
         super().__init__()
         self.g_steps = g_steps
+        self.register_buffer("pretrained", torch.tensor(pretrained))
         self.register_buffer("accuracy", torch.zeros(3))
 
     def D_is_due(self, step):
@@ -639,10 +643,11 @@ def train(cfg):
     data, n_poses = Faces(cfg, album), len(album.poses)
     G, D = build(cfg, len(album.people), n_poses)
     about = {"people": sorted(album.people), "poses": list(album.poses)}
-    balance, who = Balance(cfg.g_steps), nn.Linear(G.n_f, len(album.people)).to(cfg.device)          # `who`: of --pretrain
+    pretrained = 0 if cfg.weights and cfg.pretrain < 1 else int(cfg.pretrain * cfg.steps)          # weights are pretrained
+    balance, who = Balance(cfg.g_steps, pretrained), nn.Linear(G.n_f, len(album.people)).to(cfg.device)          # `who`: of --pretrain
     if cfg.weights:
         state, before = G_of(cfg.weights)
-        grown = {k: torch.cat([v, own[-1:]]) if (own := G.state_dict().get(k, v)).shape[:1] == (len(v) + 1,) else v
+        grown = {k: torch.cat([v, own[-1:].cpu()]) if (own := G.state_dict().get(k, v)).shape[:1] == (len(v) + 1,) else v
                  for k, v in state.items() if v.dim()} if G.multi else {}                  # a single-image model has no confidence yet
         common.load_weights(G, state | grown, cfg.weights)
         about["people"] = sorted({*album.people, *before["about"]["people"]})              # never to be tested on
@@ -652,18 +657,20 @@ def train(cfg):
     opt_D = torch.optim.Adam(D.parameters(), cfg.lr, cfg.betas, fused=True)
     run = Run(cfg, {"G": G, "D": D, "who": who, "balance": balance}, {"G": opt_G, "D": opt_D}, data, HEALTH, about)
 
+    first = cfg.steps if cfg.pretrain == 1 else balance.pretrained.item()
     log, real, fake = {}, None, None
     for step, (x, x_seen, y_d, y_p) in run.batches(cfg.batch_size):                        # [B, n, 3, S, S], twice; [B]; [B, n]
         run.learning_rate(cfg.lr * common.linear_decay(step, cfg.steps, cfg.decay_from))
         L, x_all, y_all, p_all = {}, x.flatten(0, 1), y_d.repeat_interleave(x.shape[1]), y_p.flatten()
-        if step <= cfg.pretrain * cfg.steps:                                                        # authors' code: a recogniser first
+        if step <= first:                                                                           # authors' code: a recogniser first
             L["softmax"] = loss_softmax(who(G.encode(x_seen.flatten(0, 1))[0]), y_all)                            # [softmax]
             run.update("G", L["softmax"])
             _, d_real, p_real = D(x_all)                               # ours: D too, or the encoder forgets with a teacher who knows nothing yet
             L["D_id"], L["D_pose"] = cfg.lambda_id * loss_id_D(d_real, y_all), cfg.lambda_pose * loss_pose_D(p_real, p_all)   # T(5), T(6)
             run.update("D", L["D_id"] + L["D_pose"])
-            log = {}
+            log = {"D_pose": (p_real.argmax(1) == p_all).float().mean()}                   # does D itself know the poses?
         else:
+            log = log if step > first + 1 else {}
             x_hat, c, whose = draws(G, x_seen, n_poses, cfg)                               # in poses that have nothing to do with the input's
             haze = cfg.d_noise * common.linear_decay(step, cfg.steps, 0)
 
@@ -678,7 +685,7 @@ def train(cfg):
                     L["D"] = loss_cvpr_D(real, fake, y_all, p_all, cfg.lambda_pose)                               # C(4)
                 run.update("D", sum(L.values()))
                 balance.note(step, real, fake, y_all, cfg.head)
-                log["D_pose"] = (real[2].argmax(1) == p_all).float().mean()                # does D itself know the poses?
+                log["D_pose"] = (real[2].argmax(1) == p_all).float().mean()
 
             # 2. G: real, the person of the input, the pose asked for ---------------------------------------------- T(11)
             with frozen(D):
@@ -695,7 +702,7 @@ def train(cfg):
 
         # 3. What happened --------------------------------------------------------------------------------------------
         if run.logs(step):
-            run.log(step, **report(G, strangers, cfg, real, fake),
+            run.log(step, **report(G, strangers, cfg, real, fake) if step > first else {"health": "ok"},           # nothing is drawn before
                     **dict(zip(("D_real", "D_fake", "D_id"), balance.accuracy, strict=True)), **log)
         if run.samples(step):
             run.sample(step, sample_grid(G, strangers, cfg))
@@ -751,12 +758,12 @@ def report(G, album, cfg, real, fake, n=8):
     if album.faces is not None:
         true = torch.stack([truth(album, index, k, cfg) for k in range(len(album.poses))], 1)
         values |= {"error": (y - true).abs().mean() / 2, "baseline": (x[:, None] - true).abs().mean() / 2}
-    if values["turn"] < .15 * values["apart"]:
+    if real is not None and (sure := realness(real, cfg.head)).min() > (unsure := realness(fake, cfg.head)).max() and sure.mean() - unsure.mean() > 15:
+        word = "D-won"                                                 # first: of this the other two may come
+    elif values["turn"] < .15 * values["apart"]:
         word = "pose-ignored"
     elif values["people"] < .2 * values["apart"]:
         word = "identity-lost"
-    elif real is not None and (sure := realness(real, cfg.head)).min() > (unsure := realness(fake, cfg.head)).max() and sure.mean() - unsure.mean() > 15:
-        word = "D-won"
     G.train()
     return {"health": word} | values
 
@@ -791,7 +798,7 @@ def trained(cfg):
     path = cfg.weights or Path(cfg.run) / "last.pt"
     state, saved = G_of(path)
     common.adopt(cfg, saved, ("image_size", "load_size", "feature", "noise", "width", "upsampling", "images_per_subject",
-                              "pose_code", *(() if cfg.data else ("test_people",))))
+                              "pose_code", "pretrain", *(() if cfg.data else ("test_people",))))
     G, _ = build(cfg, 1, len(saved["about"]["poses"]))
     common.load_weights(G, state, path)
     return G.eval(), saved["about"]
@@ -950,14 +957,15 @@ def fusions(album, f, w, gallery, sets):
 def rotation(cfg, G, album, f, gallery):
     """Toy faces: drawings against the true face in that pose. {pose: {measure: mean}} and the same for turns of 30 degrees or more.
 
-    Input: for each pose and person one unspoilt picture at random. Other: one of that person in that very pose, in another light and mood, which f
-    does not hold either. Reached: a judge reads a yaw nearer to the pose asked for than
-    to any other. Who: rank 1 of the drawing among the true gallery pictures, by an independent recogniser, as it does with true ones.
+    Input: for each pose and person one unspoilt picture at random, not the gallery's. Other: one of that person in that very pose, in another
+    light and mood, which f does not hold either. Reached: a judge reads a yaw nearer to the pose asked for than to any other. Who:
+    rank 1 of the drawing among the true gallery pictures, by an independent recogniser, as it does with true ones.
     """
     yaw_of, identity = (toyfaces.judge(kind, cfg.image_size, 2, cfg.device, cfg.cache)[0] for kind in ("yaw", "identity"))
     faces_known, g = identity(pictures(album, gallery, cfg)), torch.Generator().manual_seed(4)
+    usable = album.clean & ~torch.isin(torch.arange(len(album.who)), gallery)
     inputs = torch.stack([mine[torch.randint(len(mine), (len(YAWS),), generator=g)] for person in range(len(album.people))
-                          for mine in [(album.clean & (album.who == person)).nonzero()[:, 0]]])        # [people, N_p]
+                          for mine in [(usable & (album.who == person)).nonzero()[:, 0]]])             # [people, N_p]
     rows, far, yaws = {}, [], torch.tensor(YAWS, device=cfg.device)
     for k, pose in enumerate(album.poses):
         index = inputs[:, k]
@@ -965,7 +973,7 @@ def rotation(cfg, G, album, f, gallery):
         c = torch.full((len(index),), k, device=x.device)
         y = G.decode(f[index].to(x.device), code(c, len(album.poses), cfg), noise(len(index), cfg))
         other = torch.stack([mine[torch.randint(len(mine), (1,), generator=g)[0]] for person in range(len(album.people))
-                             for mine in [(album.clean & (album.who == person) & (album.pose == k)).nonzero()[:, 0]]])
+                             for mine in [(usable & (album.who == person) & (album.pose == k)).nonzero()[:, 0]]])
         turned_far, found = (torch.tensor(YAWS)[album.pose[index]] - YAWS[k]).abs() >= 30, {}
         for name, picture in (("", y), ("copy ", x), ("other ", pictures(album, other, cfg)), ("truth ", true)):
             found |= {name + "reached": ((yaw_of(picture)[:, None] - yaws).abs().argmin(1) == k).float(),
@@ -1037,6 +1045,8 @@ def evaluate(cfg):
     rows = measure(cfg, G, album)
     notes = f"{len(album.people)} people never trained on, {len(album.who)} pictures; chance of rank-1 {1 / len(album.people):.3f}"
     notes += f"; G {common.n_parameters(G):,} parameters"
+    if cfg.data and not any("CFP's pairs" in row for row in rows):
+        notes += "; pairs for verification drawn by CFP's rule (no Protocol/ of which two folds are strangers)"
     if not cfg.data:
         errors = [toyfaces.judge(kind, cfg.image_size, 2, cfg.device, cfg.cache)[1] for kind in ("yaw", "identity")]
         notes += f"; the judge of yaw errs by {errors[0]:.1f} degrees, that of identity has an equal error rate of {errors[1]:.3f}"

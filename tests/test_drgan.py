@@ -467,6 +467,20 @@ def test_pretraining_teaches_the_encoder_and_D_but_no_decoder(tiny):
     assert (D["fc.weight"] != D0["fc.weight"]).any(1).tolist() == [False] + [True] * (len(D["fc.weight"]) - 1)     # who and which pose, not real or drawn
 
 
+def test_nobody_becomes_a_classifier_again(tiny, tmp_path):
+    def logged(run):
+        return [("L_softmax" in line, "L_gan" in line, line["health"], "D_pose" in line) for line in common.read_jsonl(Path(run) / "metrics.jsonl")]
+
+    first = dataclasses.replace(tiny, pretrain=.5, sample_every=99)
+    paper.train(first)
+    assert [line[:2] for line in logged(tiny.run)] == [(True, False)] * 2 + [(False, True)] * 2
+    assert all(line[3] for line in logged(tiny.run)) and {line[2] for line in logged(tiny.run)[:2]} == {"ok"}              # nothing is drawn yet
+    paper.train(dataclasses.replace(first, steps=8))                   # half of eight would be four
+    assert [line[0] for line in logged(tiny.run)] == [True] * 2 + [False] * 6
+    paper.train(dataclasses.replace(first, run=str(tmp_path / "on"), weights=str(Path(tiny.run) / "last.pt")))
+    assert [line[0] for line in logged(tmp_path / "on")] == [False] * 4
+
+
 @pytest.mark.parametrize("change", [{}, {"images_per_subject": 3, "head": "cvpr"}, {"pretrain": .375}])
 def test_n_plus_n_steps_are_2n_steps(tiny, tmp_path, monkeypatch, change):
     monkeypatch.setattr(paper.Balance, "note", lambda self, step, *_: self.accuracy.fill_(.95 if step > 2 else .1))      # from then on D rests
