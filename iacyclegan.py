@@ -88,8 +88,7 @@ class Config(common.Settings):
     lambda_map: float = 5.            # the paper
     idp: str = field(default="unit", metadata={"choices": ("unit", "raw-mean")})       # ours: unit features, 2 - 2 cos; raw-mean: see the docstring
     identities: str = field(default="right", metadata={"choices": ("right", "shuffled")})      # ours: shuffled = the control of --ablate
-    glances: int = 0                  # ours, off: moved and noisy copies of a generated picture that [idp] and the tuning look at, against texture that
-                                      # only the recogniser takes for a face; 0 = the picture itself
+    glances: int = 0                  # ours, off: moved, noisy copies of a generated picture for [idp] and the tuning to look at; 0 = the picture itself
     margin: float = .2                # ours: FaceNet's; the paper does not say
     # training
     rounds: int = 2                   # ours: rounds after CycleGAN; the paper's chain, CycleGAN, tune, IACycleGAN, tune, is 1
@@ -108,9 +107,8 @@ class Config(common.Settings):
     warm_recogniser: bool = False     # ours: tune the recognisers on real pictures before the first round, too
 
 
-# For a processor: 64 px and a quarter of the widths. All of it ours. As heavy as the cycle loss, [idp] is won within a hundred steps, by dots
-# that only the recogniser takes for a face: so it weighs less here, and the recogniser is shown moved, noisy copies.
-SMALL = dict(image_size=64, width=16, d_width=16, residual_blocks=3, steps=3000, lr=5e-4, recogniser_steps=300, lambda_idp=1.5, glances=4)
+# For a processor: 64 px and a quarter of the widths. All of it ours.
+SMALL = dict(image_size=64, width=16, d_width=16, residual_blocks=3, steps=3000, lr=5e-4, recogniser_steps=300)
 INFER_FLAGS = {
     "--backward": dict(action="store_true", help="the files are sketches: draw photos"),
     "--which": dict(type=int, default=None, metavar="N", help="generators of this round (0: CycleGAN); default: the last"),
@@ -187,6 +185,7 @@ def matched(photos, sketches):
 
 
 HELD_OUT = {188: 100, 123: 43, 295: 195, 1194: 944}                     # CUHK student, AR, XM2VTS, CUFSF: pairs, and how many everybody tests on
+A_TEST = re.compile(r"(?<!la)test")                                     # in the name of a part: testing, test/AR; but not latest
 
 
 def parts_of(root):
@@ -205,25 +204,30 @@ def parts_of(root):
 def scan(cfg):
     """What is under cfg.data: pairs of files, test (bool each); for --check images, bad, notes, bytes_per_image.
 
-    Held out: parts with test in their name; else, where list_test.txt is there, its lines photo||sketch||...; else of CUHK
-    student those whose sketch is not named F2-... or M2-... (the official 100), of other parts HELD_OUT or a quarter, evenly
-    spread over the names (which sort by sex).
+    Held out, where list_test.txt is there: its lines photo||sketch||.... Else, of parts named train... and test..., the latter; of
+    others, CUHK student's whose sketch is not named F2-... or M2-... (the official 100), else as many as HELD_OUT says of about so
+    many pairs, or a quarter, evenly spread over the names (which sort by sex).
     """
     root, pairs, test, bad, counts = Path(cfg.data), [], [], [], []
     lines = (root / "list_test.txt").read_text(encoding="utf-8-sig", errors="replace").splitlines() if (root / "list_test.txt").exists() else ()
-    listed, parts = {Path(line.split("||")[0]).as_posix() for line in lines}, parts_of(root)
-    named = any("test" in part for part in parts)
+    listed, parts = {line.split("||")[0].strip().replace("\\", "/") for line in lines}, parts_of(root)
+    split = any(map(A_TEST.search, parts))
     for part, sides in parts.items():
         both, alone = matched(*sides)
         bad += [f"{path}: no single partner of the same name; expected e.g. photos/f-005-01.jpg and sketches/f-005-01-sz1.jpg" for path in alone]
-        official, n = [re.match(r"[fm]2-", sketch.stem.lower()) is not None for _, sketch in both], HELD_OUT.get(len(both), len(both) // 4)
+        official = [re.match(r"[fm]2-", sketch.stem.lower()) is not None for _, sketch in both]
+        n = next((held for about, held in HELD_OUT.items() if abs(len(both) - about) < 4), len(both) // 4)
+        named = split and (A_TEST.search(part) or "train" in part)
         for k, (photo, _) in enumerate(both):
             pairs.append(both[k])
             if named or listed:
-                test.append("test" in part if named else photo.relative_to(root).as_posix() in listed)
+                test.append(photo.relative_to(root).as_posix() in listed if listed else bool(A_TEST.search(part)))
             else:
                 test.append(not official[k] if any(official) else (k + 1) * n // len(both) > k * n // len(both))
         counts.append(f"{part or '.'} ({len(both)})")
+    if listed and pairs and not any(test):
+        raise UserError(f"{root / 'list_test.txt'}: none of its {len(listed)} lines names a photo that was found, as {min(listed)!r}; expected names from "
+                        f"{root} on, as {pairs[0][0].relative_to(root).as_posix()}||...")
     if not any(test) or all(test):
         raise UserError(f"{root}: {len(pairs)} pairs of photo and sketch, {sum(test)} of them held out; expected photos/ and sketches/ in one folder, in "
                         "train/ and test/, or in one for each part" + (f"; {bad[0]}" if bad else ""))
@@ -378,9 +382,10 @@ def loss_tri(f, who, margin=.2):
     f: [M, n] unit features of real and generated pictures; who: [M]. Every triplet of the batch: a and p of one person, n of another.
     (With the hardest p and n alone all features ran together into one, where the loss is alpha and has no slope.) Weight: margin
     """
+    who = who.to(f.device)
     distance, same = 2 - 2 * f @ f.T, who[:, None] == who[None, :]
     pair = same & ~torch.eye(len(who), dtype=torch.bool, device=f.device)
-    loss = torch.relu(distance[:, :, None] - distance[:, None, :] + margin)[pair[:, :, None] & ~same[:, None, :]]         # a, p, n
+    loss = torch.relu(distance[:, :, None] - distance[:, None, :] + margin) * (pair[:, :, None] & ~same[:, None, :])      # a, p, n
     return loss.sum() / (loss > 0).sum().clamp(min=1)
 
 
@@ -419,7 +424,7 @@ def train(cfg):
         cfg.fresh = False
     chain = Path(cfg.run) / "chain.json"                               # what no round's own checkpoint tells: how the recognisers came to be
     ways = {name: getattr(cfg, name) for name in ("tuned", "warm_recogniser", "recogniser_steps", "recogniser_lr", "recogniser_people", "margin")}
-    before = common.read_json(chain) if rounds_of(cfg) else {}
+    before = common.read_json(chain) if any(Path(cfg.run).glob("round*")) else {}
     if other := [f"{name} (was {before[name]!r}, now {now!r})" for name, now in ways.items() if before.get(name, now) != now]:
         raise UserError(f"{cfg.run}: its recognisers were made with another {', '.join(other)}; give the same settings, another --run folder, or --fresh")
     if not cfg.bench:
@@ -512,6 +517,7 @@ def tune(cfg, phi, data, G):
     """
     if (Path(cfg.run) / "recognisers.pt").exists():
         return recognisers(cfg)
+    torch.manual_seed(cfg.seed)                                        # of --glances
     phi, g = [copy.deepcopy(one) for one in phi], torch.Generator().manual_seed(cfg.seed)
     for name, one, real, other, paint in zip(("phi_X", "phi_Y"), phi, (data.X, data.Y), (data.Y, data.X), (1, 0), strict=True):
         optimiser, losses = torch.optim.Adam(one.parameters(), cfg.recogniser_lr), []
@@ -536,9 +542,13 @@ def tune(cfg, phi, data, G):
 
 
 def recognisers(cfg):
-    """phi_X, phi_Y as they were after the round in cfg.run; where that has none, as they are before any round."""
-    path = Path(cfg.run) / "recognisers.pt"
-    if not path.exists():
+    """phi_X, phi_Y as they were after the round in cfg.run. Were they not tuned then: of the newest round before it that has some, or as before any."""
+    folder, name = Path(cfg.run), Path(cfg.run).name
+    before = [f"round{r}" for r in range(int(name[5:]) - 1, -1, -1)] + ["roundwarm"] if re.fullmatch(r"round\d+", name) else []
+    path = next((p for p in (folder / "recognisers.pt", *(folder.parent / one / "recognisers.pt" for one in before)) if p.exists()), None)
+    if path is None or path.parent != folder:
+        say(f"{folder}: holds no recognisers tuned after it; its drawings are read by those " + (f"of {path.parent}" if path else "that no round has tuned"))
+    if path is None:
         return [Recogniser(cfg).to(cfg.device) for _ in "XY"]
     saved = common.load_checkpoint(path)
     common.check_paper(saved, path, Path(__file__).stem, ("nets",))

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from conftest import in_turn
 from iacyclegan import Config
 
 TINY = dict(paper.SMALL, image_size=32, width=4, d_width=4, residual_blocks=1, people=8, steps=4, recogniser_steps=2, rounds=1,
-            lambda_idp=0., log_every=1, save_every=2, sample_every=2, device="cpu", amp=False)
+            log_every=1, save_every=2, sample_every=2, device="cpu", amp=False)
 
 
 @pytest.fixture
@@ -262,6 +263,40 @@ def test_layouts(tiny, tmp_path, photos, sketches, test):
     assert all(("est" in str(p.relative_to(tmp_path))) == t for (p, _), t in zip(found["pairs"], found["test"], strict=True))
 
 
+def test_a_split_of_one_part_is_not_that_of_all(tiny, tmp_path):
+    for part, n in (("CUHK_training", 5), ("CUHK_testing", 3), ("AR", 8), ("latest", 4)):
+        for k in range(n):
+            picture(tmp_path / part / "photos" / f"{k}.jpg", k), picture(tmp_path / part / "sketches" / f"{k}.png", k)
+    found = paper.scan(dataclasses.replace(tiny, data=str(tmp_path)))
+    held_out = [p.relative_to(tmp_path).parts[0] for (p, _), t in zip(found["pairs"], found["test"], strict=True) if t]
+    assert Counter(held_out) == {"CUHK_testing": 3, "AR": 2, "latest": 1}
+
+
+@pytest.mark.parametrize("n,held_out", [(123, 43), (121, 43), (40, 10)])
+def test_published_splits_forgive_a_missing_picture(tiny, tmp_path, monkeypatch, n, held_out):
+    monkeypatch.setattr(paper, "parts_of", lambda root: {"AR": ([root / f"photos/{k}.jpg" for k in range(n)], [root / f"sketches/{k}.jpg" for k in range(n)])})
+    assert sum(paper.scan(dataclasses.replace(tiny, data=str(tmp_path)))["test"]) == held_out
+
+
+def test_a_list_that_names_nothing_is_named(tiny, tmp_path):
+    for k in range(4):
+        picture(tmp_path / "photos" / f"{k}.jpg", k), picture(tmp_path / "sketches" / f"{k}.png", k)
+    (tmp_path / "list_test.txt").write_text("photos\\2.jpg||sketches\\2.png\n")
+    found = paper.scan(dataclasses.replace(tiny, data=str(tmp_path)))
+    assert [p.name for (p, _), t in zip(found["pairs"], found["test"], strict=True) if t] == ["2.jpg"]
+    (tmp_path / "list_test.txt").write_text("elsewhere/2.jpg||\n")
+    with pytest.raises(UserError, match="list_test.txt: none of its 1 lines"):
+        paper.scan(dataclasses.replace(tiny, data=str(tmp_path)))
+
+
+def test_drawings_of_a_round_without_recognisers_are_read_by_those_before(tiny, capsys):
+    paper.train(tiny)
+    (Path(tiny.run) / "round1/recognisers.pt").unlink()
+    phi, before = paper.recognisers(paper.of_round(tiny, 1)), paper.recognisers(paper.of_round(tiny, 0))
+    assert all(torch.equal(a, b) for one, two in zip(phi, before, strict=True) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert "holds no recognisers tuned after it; its drawings are read by those of " in capsys.readouterr().out
+
+
 def test_cuhk_students_own_split_is_in_the_names_of_the_sketches(tiny, tmp_path):
     for k in range(6):
         picture(tmp_path / "photos" / f"f{'' if k < 4 else 1}-{k:03d}-01.jpg", k)
@@ -393,7 +428,7 @@ def test_tuning_sees_real_and_generated_pictures_of_the_right_modality(tiny, mon
     seen = []
     monkeypatch.setattr(paper.Recogniser, "forward", lambda self, x: (seen.append(x[:, 0, 0, 0].unique().tolist()), F.normalize(self.raw(x), dim=1))[1])
     G = [lambda x: torch.full_like(x, -.5), lambda x: torch.full_like(x, .5)]              # drawn sketches and photos
-    paper.tune(dataclasses.replace(tiny, recogniser_steps=1, glances=0), [paper.Recogniser(tiny) for _ in "XY"], data, G)
+    paper.tune(dataclasses.replace(tiny, recogniser_steps=1), [paper.Recogniser(tiny) for _ in "XY"], data, G)
     assert seen == [[.5, 1.], [-1., -.5]]
     assert (Path(tiny.run) / "recognisers.pt").exists()
 
