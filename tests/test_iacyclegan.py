@@ -562,9 +562,9 @@ def test_ablate_runs_every_chain_and_judges(tiny, monkeypatch, capsys):
     in_turn(monkeypatch)
     paper.ablate(dataclasses.replace(tiny, steps=2))
     report = json.loads((Path(tiny.run) / "ablation.json").read_text())
-    assert {c["part"] for c in report["claims"]} == {"identity", "rounds", "pictures", "poor"} and len(report["runs"]) == 5 * 2
+    assert {c["part"] for c in report["claims"]} == {"identity", "rounds", "pictures", "poor"} and len(report["runs"]) == 6 * 2
     first = [common.load_checkpoint(p)["nets"]["G_X"] for p in sorted(Path(tiny.run).glob("ablation/*-0/round0/last.pt")) if "poor" not in str(p)]
-    assert len(first) == 4 and all(torch.equal(value, one[k]) for one in first for k, value in first[0].items())      # one CycleGAN begins them all
+    assert len(first) == 5 and all(torch.equal(value, one[k]) for one in first for k, value in first[0].items())      # one CycleGAN begins them all
     assert "with shuffled identities no gain: " in capsys.readouterr().out
 
 
