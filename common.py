@@ -13,6 +13,7 @@ import ast
 import concurrent.futures
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import inspect
 import json
@@ -69,6 +70,19 @@ class DilatedConv2d(nn.Conv2d):
         return out.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
 
 
+class LeakyReLU(nn.LeakyReLU):
+    """nn.LeakyReLU, the same numbers; for the gradient penalty as a product with its slope.
+
+    nn.LeakyReLU's second derivative by x is 0 everywhere, and autograd carries these zeros back through the whole network. A
+    product with a constant has none.
+    """
+
+    def forward(self, x):
+        if _state["full_precision"]:
+            return x * torch.where(x.detach() > 0, 1., self.negative_slope)
+        return super().forward(x)
+
+
 def conv_block(c_in, c_out, kernel, stride, padding, norm=None, act=None, up=False, bias=True, padding_mode="zeros", dilation=1):
     """Convolution (or transposed convolution, `up`), normalisation, activation, as a flat list of layers."""
     if up:
@@ -104,7 +118,7 @@ class PatchGAN(nn.Module):
         super().__init__()
         layers, c, padding = [], in_channels, 1 if kernel > 1 else 0
         for k, (width, stride) in enumerate(zip(widths, strides, strict=True)):
-            layers += conv_block(c, width, kernel, stride, padding, norm if k else None, nn.LeakyReLU(slope),
+            layers += conv_block(c, width, kernel, stride, padding, norm if k else None, LeakyReLU(slope),
                                  bias=bias and not (k and norm == "batch"))
             c = width
         self.trunk = nn.Sequential(*layers)
@@ -494,17 +508,25 @@ def cached(cfg, key, shape, fill):
 
 def draw(bank, index, device):
     """Pictures `index` of a bank: uint8 [N, 3, H, W] -> float32 [B, 3, H, W] in [-1, 1] on `device`."""
-    return bank[index.to(bank.device)].to(device, non_blocking=True).float() / 127.5 - 1
+    return bank[index.to(bank.device, non_blocking=True)].to(device, non_blocking=True).float() / 127.5 - 1
 
 
 def draw_crops(bank, index, top, left, size, device, mirror=None):
     """As `draw`, of each picture the size x size square whose corner is top[i], left[i]; where mirror[i], left and right change places."""
-    index, top, left = (t.to(bank.device) for t in (index, top, left))
+    index, top, left = (t.to(bank.device, non_blocking=True) for t in (index, top, left))
     axis = torch.arange(size, device=bank.device)
-    columns = axis if mirror is None else torch.where(mirror[:, None].to(bank.device), axis.flip(0), axis)
+    columns = axis if mirror is None else torch.where(mirror[:, None].to(bank.device, non_blocking=True), axis.flip(0), axis)
     rows, columns = top[:, None] + axis, left[:, None] + columns
     x = bank[index[:, None, None, None], torch.arange(3, device=bank.device)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
     return x.to(device, non_blocking=True).float() / 127.5 - 1
+
+
+def once(owner, key, make):
+    """make(), kept with the object `owner`: held-out truths are drawn for the first line of a log, not for every one."""
+    kept = owner.__dict__.setdefault("kept", {})
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]
 
 
 def decode_all(paths, decode, array, skip_bad):
@@ -591,7 +613,7 @@ class Settings:
     skip_bad: bool = False            # ours: go on without unreadable files
     weights: str = ""                 # ours: a checkpoint to load the generator from
     log_every: int = 50               # ours: steps between lines of metrics.jsonl
-    save_every: int = 500             # ours: steps between checkpoints
+    save_every: int = 500             # ours: steps between checkpoints; more, where writing them would take over 2 % of the time
     sample_every: int = 250           # ours: steps between sample grids
     stop_after: int = 0               # ours: stop, saved, after this step; 0 = at the end
     bench: bool = False               # set by --bench
@@ -703,10 +725,13 @@ class Run:
         self.cfg, self.nets, self.opts, self.data, self.legend, self.about = cfg, nets, opts, data, legend or {}, about
         self.folder, self.start, self.stop_signal, self.elapsed = Path(cfg.run), 0, None, 0.
         self.laps, self.bar, self.word = defaultdict(float), None, ""
+        self.saved, self.saving = -math.inf, 0.                        # when the last checkpoint was written, and how long that took
         if cfg.bench:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "samples").mkdir(exist_ok=True)
+        for half in self.folder.glob("*.part"):                        # what a kill left
+            half.unlink()
         last = self.folder / "last.pt"
         if last.exists() and not cfg.fresh:
             self._resume(last)
@@ -735,6 +760,9 @@ class Run:
             for group, mine in (("nets", self.nets), ("opts", self.opts)):
                 for name, thing in mine.items():
                     thing.load_state_dict(saved[group][name])
+            for optimiser in self.opts.values():                       # moments in the memory layout of their parameters, which another device may change
+                for p, state in optimiser.state.items():
+                    state.update({k: torch.empty_like(p).copy_(v) for k, v in state.items() if torch.is_tensor(v) and v.shape == p.shape and v.dim()})
             self.start, self.elapsed = saved["step"], saved["seconds"]
             self.data.generator.set_state(saved["rng"]["data"])
             torch.set_rng_state(saved["rng"]["torch"])
@@ -745,12 +773,18 @@ class Run:
                             "give another --run folder, or --fresh to start over") from None
         log = self.folder / "metrics.jsonl"                          # drop lines later than the checkpoint
         lines = [line for line in read_jsonl(log) if line["step"] <= self.start]
-        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_text(log, "".join(json.dumps(line) + "\n" for line in lines))
         say(f"continuing {self.folder} from step {self.start}")
 
     def save(self, step):
         if self.cfg.bench:
             return
+        start = time.perf_counter()
+        if step and not all(value.isfinite().all() for net in self.nets.values() for value in net.state_dict().values()):
+            kept = self.folder / "last.pt"
+            raise UserError(f"{self.folder}: at step {step} the networks hold numbers that are not finite; "
+                            + (f"{kept} is still that of step {load_checkpoint(kept)['step']}; " if kept.exists() else "no checkpoint was written; ")
+                            + "start anew (--fresh, or another --run) with a smaller --lr, or --no-amp")
         rng = {"data": self.data.generator.get_state(), "torch": torch.get_rng_state()}
         if self.cfg.device.startswith("cuda"):
             rng["cuda"] = torch.cuda.get_rng_state()
@@ -758,6 +792,8 @@ class Run:
                    "nets": {k: v.state_dict() for k, v in self.nets.items()},
                    "opts": {k: v.state_dict() for k, v in self.opts.items()}}
         save_checkpoint(content, self.folder / "last.pt")
+        self.saved = time.perf_counter()
+        self.saving = self.saved - start
 
     # ---- the loop
 
@@ -778,7 +814,8 @@ class Run:
             for step in range(self.start + 1, end + 1):
                 yield step, self.data.sample(batch_size)
                 self.bar.update()
-                if step == end or self.stop_signal or step % cfg.save_every == 0:
+                due = step % cfg.save_every == 0 and time.perf_counter() - self.saved > 50 * self.saving      # at most 2 % of the time goes into it
+                if step == end or self.stop_signal or due:
                     self.save(step)
                 if self.stop_signal:
                     break
@@ -932,12 +969,17 @@ def command():
     return " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def write_json(path, content):
+def write_text(path, text):
+    """Written beside and renamed: whatever happens, the file is the old or the new one, whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    partial.write_text(text)
     os.replace(partial, path)
+
+
+def write_json(path, content):
+    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
 
 
 def read_json(path):
@@ -950,11 +992,14 @@ def read_json(path):
 
 
 def read_jsonl(path):
-    """The lines of a log; a last line that was cut off by a kill is left out."""
-    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
-    if lines and not lines[-1].endswith("}"):
-        lines.pop()
-    return [json.loads(line) for line in lines]
+    """The lines of a log, each a dict with its step; what is damaged, such as a last line that was cut off by a kill, is left out."""
+    found = []
+    for line in Path(path).read_text(errors="replace").splitlines() if Path(path).exists() else []:
+        with contextlib.suppress(ValueError):
+            content = json.loads(line)
+            if isinstance(content, dict) and isinstance(content.get("step"), int):
+                found.append(content)
+    return found
 
 
 def save_checkpoint(content, path):
@@ -985,7 +1030,10 @@ def check_paper(saved, path, paper, parts=("step", "config", "nets")):
     """A UserError if a checkpoint of ours belongs to another paper's script, or if a part of it is not there."""
     if saved.get("paper") != paper:
         raise UserError(f"{path}: a checkpoint of {saved.get('paper', 'something else')}, not of {paper}; give another --run or --weights")
-    lost = [part for part in parts if part not in saved]
+    kinds = {"step": int, "seconds": (int, float)}
+    lost = [part for part in parts if not isinstance(saved.get(part), kinds.get(part, dict))]
+    lost += [f"{part} of {name}" for part in ("nets", "opts") if part in parts and part not in lost
+             for name, state in saved[part].items() if not isinstance(state, dict)]
     if lost:
         raise UserError(f"{path}: an incomplete checkpoint, without {', '.join(lost)}; give another --run or --weights")
 
@@ -1151,6 +1199,20 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
+def _number(kind):
+    """kind, str as it is; int and float only from 0 on, finite, and no larger than anything here can be."""
+    if kind not in (int, float):
+        return kind
+
+    def number(text):
+        value = kind(text)
+        if not math.isfinite(value) or value < 0 or kind is int and value > 10 ** 7:
+            raise ValueError
+        return value
+    number.__name__ = {int: "whole number, 0 ... 10,000,000", float: "number >= 0"}[kind]
+    return number
+
+
 def _flag(parser, field, default, source):
     """One field of a Config as a flag. Its type is that of its default."""
     name = "--" + field.name.replace("_", "-")
@@ -1159,16 +1221,10 @@ def _flag(parser, field, default, source):
     elif field.metadata.get("action") == "append":
         parser.add_argument(name, action="append", default=None, metavar="DIR", help=source)
     elif isinstance(default, tuple):
-        parser.add_argument(name, nargs="+", type=field.metadata.get("type") or type(default[0]), default=None, metavar="N", help=source)
+        parser.add_argument(name, nargs="+", type=_number(field.metadata.get("type") or type(default[0])), default=None, metavar="N", help=source)
     else:
-        def number(text):
-            value = type(default)(text)
-            if isinstance(value, (int, float)) and (not math.isfinite(value) or value < 0 or type(value) is int and value > 10 ** 7):
-                raise ValueError
-            return value
-        number.__name__ = {int: "whole number, 0 ... 10,000,000", float: "number >= 0"}.get(type(default), "text")
         choices = field.metadata.get("choices")
-        parser.add_argument(name, type=str if isinstance(default, str) else number, choices=choices, default=None, help=source,
+        parser.add_argument(name, type=_number(type(default)), choices=choices, default=None, help=source,
                             metavar=None if choices else field.name.upper())
 
 
@@ -1245,6 +1301,11 @@ def _main(paper, argv):
     for field in ("steps", "batch_size", "image_size", "log_every", "save_every", "sample_every"):
         if given.get(field, 1) < 1:
             raise UserError(f"--{field.replace('_', '-')} {getattr(cfg, field)}: expected at least 1")
+    for field in ("residual_blocks", "d_layers"):
+        if getattr(cfg, field, 0) > 100:
+            raise UserError(f"--{field.replace('_', '-')} {getattr(cfg, field)}: expected at most 100")
+    if len(cfg.betas) != 2 or max(cfg.betas) >= 1:
+        raise UserError(f"--betas {' '.join(map(str, cfg.betas))}: expected two numbers from 0 to below 1")
     for folder in data_folders(cfg):
         if not Path(folder).is_dir():
             raise UserError(f"--data {folder}: no such folder")
@@ -1288,7 +1349,10 @@ def _fits(paper, cfg):
         paper.train(cfg)
         return True
     except torch.OutOfMemoryError:
-        return False
+        pass
+    gc.collect()                                                       # the training and its memory live on in cycles, such as prepare's
+    torch.cuda.empty_cache()
+    return False
 
 
 def table(result):

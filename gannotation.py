@@ -209,9 +209,8 @@ class Faces:
         m = torch.where(mirror, -1., 1.)
         R = torch.stack([torch.stack([m * c, -m * s], 1), torch.stack([s, c], 1)], 1)                    # turn, then mirror x
         turned = (points - centre) @ R.transpose(1, 2)
-        if mirror.any():
-            order = common.FLIP_68 if points.shape[1] == 68 else common.FLIP_66
-            turned = torch.where(mirror[:, None, None], turned[:, order.to(turned.device)], turned)
+        order = common.FLIP_68 if points.shape[1] == 68 else common.FLIP_66
+        turned = torch.where(mirror[:, None, None], turned[:, order.to(turned.device, non_blocking=True)], turned)
         low, high = common.crop_box(turned, tight)
         scale = S / (high - low).clamp(min=1e-3)
 
@@ -248,7 +247,7 @@ def scan(cfg):
     for picture in pictures:
         beside = picture.with_suffix(".pts")
         video = picture.parent.parent if picture.parent.name in ("frames", "images") else picture.parent
-        number = int(picture.stem) if picture.stem.isdigit() else -1
+        number = int(picture.stem) if picture.stem.isdecimal() else -1
         in_video = video / "annot" / f"{number:06d}.pts"
         if beside in files:
             group = str(picture)                                       # a still: a group of its own
@@ -590,7 +589,8 @@ def loss_tv(I_hat):
 def build(cfg):
     """G and D as the recipe says. Raises UserError for sizes that do not fit together."""
     for name, fits, expected in (("points", cfg.points in (66, 68), "66 or 68"), ("frames", cfg.frames > PASSES, f"at least {PASSES + 1}"),
-                                 ("people", cfg.people > 0, "at least 1"), ("width", cfg.width > 0, "at least 1"), ("betas", len(cfg.betas) == 2, "two"),
+                                 ("people", cfg.people > 0, "at least 1"), ("width", cfg.width > 0, "at least 1"), ("sigma", cfg.sigma > 0, "more than 0"),
+                                 ("d-widths", all(cfg.d_widths) and len(cfg.d_widths) < 12, "up to 11 numbers above 0"),
                                  ("d-steps", cfg.d_steps > 0, "at least 1")):
         if not fits:
             raise UserError(f"--{name} {getattr(cfg, name.replace('-', '_'))}: expected {expected}")
@@ -623,7 +623,8 @@ def train(cfg):
     L = {}
     for step, (I, H_i, I_t, H_t, H_n) in run.batches(cfg.batch_size):
         run.learning_rate(cfg.lr * common.linear_decay(step, cfg.steps, cfg.decay_from))
-        I_hat, M = G(I, H_t, True)
+        with torch.set_grad_enabled(step % cfg.d_steps == 0):              # when G's turn comes
+            I_hat, M = G(I, H_t, True)
 
         # 1. D: real above +1, generated below -1
         L["D"] = loss_adv_D(D, I_t, I_hat.detach(), cfg)                                           # [2.3.1]

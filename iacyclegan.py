@@ -399,8 +399,7 @@ def validate(cfg):
                                  ("load_size", load_size(cfg) >= cfg.image_size, f"at least --image-size {cfg.image_size}"),
                                  ("pool_size", not 0 < cfg.pool_size < cfg.batch_size, "at least --batch-size, or 0"),
                                  ("epochs", cfg.epochs or cfg.steps, "at least 1, or --steps"),
-                                 ("lambda_idp", cfg.idp == "unit" or cfg.lambda_idp > 0, "a weight for --idp raw-mean; the paper's is 3e7"),
-                                 ("betas", len(cfg.betas) == 2 and all(0 <= b < 1 for b in cfg.betas), "two numbers from 0 to below 1")):
+                                 ("lambda_idp", cfg.idp == "unit" or cfg.lambda_idp > 0, "a weight for --idp raw-mean; the paper's is 3e7")):
         if not fits:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected {expected}")
 
@@ -593,7 +592,7 @@ def sample_grid(G, data, n=6):
 
 def rounds_of(cfg):
     """The numbers of the rounds that cfg.run holds."""
-    return sorted(int(p.parent.name[5:]) for p in Path(cfg.run).glob("round*/last.pt") if p.parent.name[5:].isdigit())
+    return sorted(int(p.parent.name[5:]) for p in Path(cfg.run).glob("round*/last.pt") if p.parent.name[5:].isdecimal())
 
 
 def trained(cfg, r=None):

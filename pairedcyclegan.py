@@ -440,7 +440,8 @@ def scan(cfg):
             found[NAMES[folder.name.lower()]] += common.pictures_in(folder)
     for name in ("makeup.txt", "non-makeup.txt"):                      # PSGAN's lists: only these, in this order
         if (root / name).exists():
-            wanted = [root / "images" / line.strip() for line in (root / name).read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
+            lines = (root / name).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            wanted = [root / "images" / line for line in dict.fromkeys(map(str.strip, lines)) if line]     # each once: the last are held out
             bad += [f"{root / name}: names {path}, which is not there" for path in wanted if not path.exists()]
             found[NAMES[name[:-4]]] = [path for path in wanted if path.exists()]
     if not all(len(paths) > 1 for paths in found.values()):
@@ -601,8 +602,7 @@ def validate(cfg):
                                  ("mismatch", cfg.batch_size > 1 or not cfg.mismatch,
                                   "--batch-size 2 or more, for another reference in the batch; or --no-mismatch"),
                                  ("warm_up", cfg.warm_up <= .5, "at most 0.5"),
-                                 ("ramp_from", cfg.ramp_from <= 1, "at most 1"),
-                                 ("betas", len(cfg.betas) == 2 and all(0 <= b < 1 for b in cfg.betas), "two numbers from 0 to below 1")):
+                                 ("ramp_from", cfg.ramp_from <= 1, "at most 1")):
         if not fits:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected {expected}")
 
@@ -697,7 +697,7 @@ def few(data, n, m):
     """
     i, j = (torch.linspace(0, len(album) - 1, min(k, len(album))).round().long() for album, k in ((data.bare, n), (data.made, m)))
     pair = data.true if data.bare.faces is not None else data.warped
-    truth = torch.stack([pair(one.expand(len(j)), j) for one in i])
+    truth = common.once(data, (n, m), lambda: torch.stack([pair(one.expand(len(j)), j) for one in i]))
     return data.cut(data.bare, i)[0], data.cut(data.made, j)[0], truth, j
 
 
@@ -723,7 +723,7 @@ def report(cfg, G, F, D_Y, data, blind):
     values = {"change": (out - x[:, None]).abs().mean() / 2, "spread": (out - out.mean(1, keepdim=True)).abs().mean() / 2,
               "error": (out - truth).abs().mean() / 2, "copy": (x[:, None] - truth).abs().mean() / 2}
     if data.made.faces is not None:
-        bare = bare_of(data, j)
+        bare = common.once(data, "bare", lambda: bare_of(data, j))
         values |= {"removed": (F(y) - bare).abs().mean() / 2, "kept": (y - bare).abs().mean() / 2}
     real, fake = D_Y(y).mean((1, 2, 3)), D_Y(out.flatten(0, 1)).mean((1, 2, 3))
     word = "ok"

@@ -432,7 +432,6 @@ def validate(cfg):
     """Raises UserError for settings that do not fit together."""
     S, paired = cfg.image_size, cfg.model == "pix2pix"
     for name, fits, expected in (*((name, getattr(cfg, name) > 0, "at least 1") for name in ("width", "d_width", "people", "epochs")),
-                                 ("betas", len(cfg.betas) == 2 and all(0 <= b < 1 for b in cfg.betas), "two numbers from 0 to below 1"),
                                  ("loss", cfg.loss in ("full", *LOSSES[cfg.model]), f"for {cfg.model} one of {', '.join(LOSSES[cfg.model])}"),
                                  ("image_size", S & (S - 1) == 0 and S >= 16 if paired else S % 4 == 0 and S >= 16,
                                   f"{'a power of 2, which the U-Net halves down to 1' if paired else 'a multiple of 4'}, at least 16"),

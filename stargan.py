@@ -237,7 +237,7 @@ def scan(cfg):
 def scan_attributes(cfg, root, path):
     """CelebA's list: a count, the names, then one picture a line with -1 or 1 for each; or the same as .csv with a header."""
     lines = path.read_text(encoding="utf-8-sig", errors="replace").replace(",", " ").splitlines()
-    lines = lines[0 if path.suffix == ".csv" else 1:]
+    told, lines = (None, lines) if path.suffix == ".csv" else (lines[0].strip() if lines else "no", lines[1:])
     names = [name for name in (lines[0].split() if lines else []) if name not in ("image_id", "filename")]
     for name in cfg.attributes:
         if name not in names:
@@ -248,13 +248,19 @@ def scan_attributes(cfg, root, path):
     if not there:
         raise UserError(f"{root}: {path.name} but no pictures; expected them in {root / 'img_align_celeba'} or {root / 'images'}")
     rows, images, labels, kept, bad = [line.split() for line in lines[1:] if line.strip()], [], [], [], []
+    if told is not None and told != str(len(rows)):
+        bad.append(f"{path}: its first line says {told[:20]} pictures, {len(rows)} follow; is it whole? if so, mend the number")
     random.Random(1234).shuffle(rows)                                  # authors' code: with this seed, its first rows are the test set
+    seen = set()
     for row in rows:
         if len(row) != len(names) + 1 or set(row[1:]) - {"-1", "1", "0"}:
             bad.append(f"{path}: the line of {row[0]} has {len(row) - 1} values, expected {len(names)} of -1 and 1")
         elif row[0] not in there:
             bad.append(f"{path}: {row[0]} is not among the pictures")
+        elif row[0] in seen:
+            bad.append(f"{path}: {row[0]} has two lines")              # one of them might be held out, the other trained on
         else:
+            seen.add(row[0])
             images.append(there[row[0]]), labels.append([float(row[1 + k] == "1") for k in columns]), kept.append(row[0])
     test = [k < min(cfg.test_images, len(images) // 10) for k in range(len(images))]
     if cfg.partition:
@@ -520,7 +526,6 @@ def validate(cfg):
     """Raises UserError for settings that do not fit together."""
     side = 2 ** cfg.d_layers
     for name, fits, expected in (*((name, getattr(cfg, name) > 0, "at least 1") for name in ("n_critic", "width", "d_width", "d_layers", "people", "studio")),
-                                 ("betas", len(cfg.betas) == 2 and all(0 <= b < 1 for b in cfg.betas), "two numbers from 0 to below 1"),
                                  ("image_size", cfg.image_size % side == 0, f"a multiple of {side}, or other --d-layers")):
         if not fits:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected {expected}")
@@ -557,9 +562,9 @@ def train(cfg):
             c_org, c_trg = unified_label(label_org, d, data.sizes), unified_label(label_trg, d, data.sizes)       # (7)
 
             # 1. D: real above generated, labels of real pictures ------------------------------------- (5)
-            with torch.no_grad():
-                x_fake = G(x_real, c_trg)
-            src, cls = D(torch.cat([x_real, x_fake]))                                    # D has no norm: one pass for both
+            with torch.set_grad_enabled(step % cfg.n_critic == 0):                       # one G(x, c) for both steps, when G's turn comes
+                x_fake, M = G(x_real, c_trg, True)
+            src, cls = D(torch.cat([x_real, x_fake.detach()]))                           # D has no norm: one pass for both
             src_real, src_fake = src.chunk(2)
             L["D"] = loss_adv_D(src_real, src_fake)                                                               # (8)
             L["gp"] = cfg.lambda_gp * loss_gp(D, x_real, x_fake)                                                  # (8)
@@ -569,7 +574,6 @@ def train(cfg):
             # 2. G, every n_critic steps of D: fool it, show the label, find the way back --------------- (6)
             if step % cfg.n_critic == 0:
                 with frozen(D):
-                    x_fake, M = G(x_real, c_trg, True)
                     src_fake, cls_fake = D(x_fake)
                     L["adv"] = loss_adv_G(src_fake)                                                               # (8)
                     L["cls_fake"] = cfg.lambda_cls * loss_cls_fake(cls_fake[:, known], label_trg, exclusive)      # (3)
@@ -616,7 +620,7 @@ def report(G, D, data, cfg, log, n=16):
             if rows.any():
                 spreads.append((out - reference)[rows].abs().mean() / 2)
                 if faces is not None:
-                    truth = toyfaces.render(counterfactual(faces, name, wanted[:, k]), cfg.image_size)
+                    truth = common.once(s, name, lambda face=counterfactual(faces, name, wanted[:, k]): toyfaces.render(face, cfg.image_size))
                     errors.append((out - truth)[rows].abs().mean() / 2), baselines.append((x - truth)[rows].abs().mean() / 2)
         number = dict(change=changes, spread=spreads, error=errors, baseline=baselines)
         number = {k: sum(v) / len(v) for k, v in number.items() if v}

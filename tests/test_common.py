@@ -105,6 +105,21 @@ def test_dilated_convolution_is_torchs(dilation, size):
     torch.testing.assert_close(*results)
 
 
+def test_leaky_relu_of_the_gradient_penalty_is_the_same_function():
+    """Value, gradient and the penalty's own gradient, against torch.nn's: bit for bit."""
+    x, y = torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16)
+
+    def penalty(act):
+        torch.manual_seed(0)
+        D = nn.Sequential(nn.Conv2d(3, 6, 3), act, nn.Conv2d(6, 6, 3), act, nn.Conv2d(6, 1, 3))
+        value = common.gradient_penalty(D, x, y)
+        value.backward()
+        return [value.detach(), *(p.grad for p in D.parameters() if p.ndim == 4)]
+    assert all(torch.equal(a, b) for a, b in zip(penalty(common.LeakyReLU(.2)), penalty(nn.LeakyReLU(.2)), strict=True))
+    with common.full_precision():
+        assert torch.equal(common.LeakyReLU(.01)(x), nn.functional.leaky_relu(x, .01))
+
+
 @pytest.mark.parametrize("widths, strides", [((4, 8), (2, 1)), ((4, 8, 8), (2, 2, 1)), ((4, 8, 8), (2, 2, 2))])
 def test_receptive_field_is_what_the_gradient_sees(widths, strides):
     D = PatchGAN(3, widths, strides).double()
@@ -404,6 +419,44 @@ def test_a_log_line_that_was_cut_off_does_not_matter(tmp_path):
     assert [line["step"] for line in common.read_jsonl(tmp_path / "metrics.jsonl")] == list(range(1, 7))
 
 
+@pytest.mark.parametrize("damage", ['{"step": 9}garbage', "null", "[1]", '{"step": "4"}', "\x00\x00", '{"loss": 1}'])
+def test_damage_in_a_log_does_not_matter(tmp_path, damage):
+    descend(settings(tmp_path, steps=4))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], damage, *lines[2:]]) + "\n")
+    descend(settings(tmp_path, steps=6))
+    assert [line["step"] for line in common.read_jsonl(tmp_path / "metrics.jsonl")] == [1, 3, 4, 5, 6]
+
+
+def test_networks_that_are_not_finite_never_replace_a_checkpoint(tmp_path, monkeypatch):
+    descend(settings(tmp_path, steps=6, stop_after=3))
+    sample = Numbers.sample
+    monkeypatch.setattr(Numbers, "sample", lambda self, n: sample(self, n) * float("inf"))
+    with pytest.raises(UserError, match="at step 6 the networks hold numbers that are not finite; .* is still that of step 3"):
+        descend(settings(tmp_path, steps=6))
+    assert common.load_checkpoint(tmp_path / "last.pt")["step"] == 3
+    with pytest.raises(UserError, match="at step 3 .*; no checkpoint was written"):
+        descend(settings(tmp_path / "new", steps=6))
+
+
+def test_a_checkpoint_in_another_memory_layout_goes_on_exactly(tmp_path):
+    """As a GPU leaves it, where networks are channels_last: Adam's moments must follow their parameters."""
+    def train(steps, layout):
+        torch.manual_seed(0)
+        net = nn.Conv2d(4, 6, 3).to(memory_format=layout)
+        opt = torch.optim.Adam(net.parameters(), 1e-2, fused=True)
+        run = Run(settings(tmp_path / str(len(layouts)), steps=steps), {"G": net}, {"G": opt}, Numbers(0))
+        for _, x in run.batches(2):
+            run.update("G", net(x.mean() + torch.arange(4 * 25.).view(1, 4, 5, 5) / 100).square().mean())
+        return net.state_dict()
+
+    layouts = [torch.contiguous_format, torch.channels_last]
+    train(3, torch.channels_last)
+    went_on = train(6, torch.contiguous_format)
+    layouts.append("whole")
+    assert torch.allclose(went_on["weight"], train(6, torch.contiguous_format)["weight"], atol=1e-7)
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     common.save_checkpoint({"a": 1}, tmp_path / "last.pt")
 
@@ -465,6 +518,18 @@ def test_mixed_precision_returns_float32_and_can_be_lifted():
         exact = net(x)
     assert mixed.dtype == exact.dtype == torch.float32
     assert not torch.equal(mixed, exact) and torch.allclose(mixed, exact, atol=.05)
+
+
+def test_checkpoints_take_no_more_than_a_fiftieth_of_the_time(tmp_path, monkeypatch):
+    saved, save = [], common.save_checkpoint
+
+    def slow(content, path):
+        saved.append(content["step"])
+        time.sleep(.02)
+        save(content, path)
+    monkeypatch.setattr(common, "save_checkpoint", slow)
+    descend(settings(tmp_path, steps=30))
+    assert saved == [3, 30]
 
 
 def test_in_parallel_keeps_the_order():

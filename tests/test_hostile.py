@@ -376,6 +376,10 @@ def not_tensors(path):
     torch.save(saved, path)
 
 
+def with_(**parts):
+    return lambda path: torch.save(torch.load(path, weights_only=True) | parts, path)
+
+
 CHECKPOINTS = {
     "empty": lambda p: p.write_bytes(b""),
     "zeros": lambda p: p.write_bytes(bytes(p.stat().st_size)),
@@ -393,6 +397,10 @@ CHECKPOINTS = {
     "no settings": without("config"),
     "other names": renamed,
     "no tensors": not_tensors,
+    "step a word": with_(step="ten"),
+    "settings a list": with_(config=[1, 2]),
+    "networks a number": with_(nets=3),
+    "each network a number": lambda p: with_(nets=dict.fromkeys(torch.load(p, weights_only=True)["nets"], 1.))(p),
     "folder": lambda p: (p.unlink(), p.mkdir()),
 }
 
@@ -410,7 +418,7 @@ def test_a_checkpoint_that_is_none(tell, finished, tmp_path, paper, kind):
     face().save(tmp_path / "it.png")
     for mode in (["--infer", "it.png", *INFER.get(paper, [])], ["--train"]):
         error = tell(paper, *mode, *flags)
-        assert error and "last.pt" in error or (error is None and kind in ("no step", "no settings") and mode[0] == "--infer"), error
+        assert error and "last.pt" in error or (error is None and kind in ("no step", "no settings", "step a word") and mode[0] == "--infer"), error
     assert not (tmp_path / "evil").exists() and (before is None or path.read_bytes() == before)
 
 
@@ -442,12 +450,40 @@ def test_a_full_disk_keeps_the_last_checkpoint(tell, finished, tmp_path, monkeyp
     assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("last.pt")} and not list((tmp_path / "run").rglob("*.part"))
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+@pytest.mark.parametrize("paper", TINY)
+def test_a_read_only_folder(tell, finished, tmp_path, paper):
+    shutil.copytree(finished(tell, paper), tmp_path / "run")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    folders = [tmp_path / "run", *(p for p in (tmp_path / "run").rglob("*") if p.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    longer = TINY[paper] | ({"rounds": 1} if paper == "iacyclegan" else {"steps": TINY[paper]["steps"] + 2})
+    try:
+        assert "run" in tell(paper, "--train", "--scale", "small", "--run", "run", *tiny_flags(longer))
+        assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+
+
 # ----------------------------------------------------------------------------------------------------------------- flags
 
 def numbers(paper):
     """[(name, type)] of the settings that are numbers."""
     config = importlib.import_module(paper).Config
     return [(f.name, type(f.default)) for f in dataclasses.fields(config) if type(f.default) in (int, float)]
+
+
+@pytest.mark.parametrize("paper, flag, values", [
+    *((paper, "--betas", values) for paper in TINY for values in (["2", ".9"], [".5", "1"], ["-1", ".9"], ["nan", ".9"], [".5"], [".5", ".9", ".9"])),
+    ("stargan", "--d-layers", ["20000"]), ("stargan", "--d-layers", ["30"]), ("stargan", "--residual-blocks", ["1000000"]),
+    ("gannotation", "--d-widths", ["-4", "8"]), ("gannotation", "--d-widths", ["0", "8"]), ("gannotation", "--d-widths", ["8"] * 40),
+    ("gannotation", "--sigma", ["0"]), ("iacyclegan", "--residual-blocks", ["1000000"]),
+])
+def test_a_setting_that_no_network_has(tell, tmp_path, paper, flag, values):
+    assert flag in tell(paper, "--train", flag, *values, "--device", "cpu", "--scale", "small")
+    assert not list(tmp_path.glob("runs/**/last.pt"))
 
 
 @pytest.mark.parametrize("shift", [0, 3])

@@ -424,6 +424,8 @@ def test_rafds_own_names(tiny, tmp_path):
     (lambda rows, pictures: pictures.rename(pictures.parent / "elsewhere"), "expected them in"),
     (lambda rows, pictures: rows.unlink(), "only one folder of pictures.*list_attr_celeba.txt"),
     (lambda rows, pictures: rows.write_bytes(b"\xff\xfe\x00" * 50), "--attributes Black_Hair"),
+    (lambda rows, pictures: rows.write_text("".join(rows.read_text().splitlines(True)[:30])), "its first line says 40 pictures, 28 follow"),
+    (lambda rows, pictures: rows.write_text(rows.read_text().replace("000009.jpg", "000008.jpg")), "000008.jpg has two lines"),
 ])
 def test_spoilt_data_gives_one_error_before_anything_is_written(tiny, tmp_path, spoil, message):
     root, _ = celeba(tmp_path / "c")
@@ -481,7 +483,10 @@ def test_Ds_class_head_learns_from_real_pictures_only(tiny, monkeypatch):
     heads = []
     forward = Generator.forward
     for k in (1., -1.):
-        monkeypatch.setattr(Generator, "forward", lambda self, x, c, with_mask=False, k=k: forward(self, x, c) * 0 + k)
+        def paint(self, x, c, with_mask=False, k=k):
+            C, M = forward(self, x, c, True)
+            return (C * 0 + k, M) if with_mask else C * 0 + k
+        monkeypatch.setattr(Generator, "forward", paint)
         cfg = dataclasses.replace(tiny, lambda_gp=0., stop_after=1, run=f"{tiny.run}{k}")
         star.train(cfg)
         saved = common.load_checkpoint(Path(cfg.run) / "last.pt")["nets"]["D"]
