@@ -419,17 +419,22 @@ def annotation_of(picture):
 
 def anchors_of(annotation, size):
     """Anchors from a .pts file or a map of regions, in pixels of the picture of `size` (w, h). UserError names the file."""
+    w, h = size
     if annotation.suffix == ".pts":
-        return anchors_of_points(common.read_pts(annotation))
-    with common.picture_file(annotation) as image:
-        label = np.asarray(image)
-    try:
-        if label.ndim != 2:
-            raise ValueError(f"{label.shape[2]} channels, expected one that holds MT's numbers")
-        scale = torch.tensor([size[0] / label.shape[1], size[1] / label.shape[0]])
-        return (anchors_of_map(label) + .5) * scale - .5
-    except ValueError as error:
-        raise UserError(f"{annotation}: {error}") from None
+        points = anchors_of_points(common.read_pts(annotation))
+    else:
+        with common.picture_file(annotation) as image:
+            label = np.asarray(image)
+        try:
+            if label.ndim != 2:
+                raise ValueError(f"{label.shape[2]} channels, expected one that holds MT's numbers")
+            points = (anchors_of_map(label) + .5) * torch.tensor([w / label.shape[1], h / label.shape[0]]) - .5
+        except ValueError as error:
+            raise UserError(f"{annotation}: {error}") from None
+    x, y = points.unbind(1)
+    if x.min() < -w or x.max() > 2 * w or y.min() < -h or y.max() > 2 * h or upright(points[None])[1].norm() < 4:
+        raise UserError(f"{annotation}: its landmarks do not lie on the picture ({w} x {h})")
+    return points
 
 
 def scan(cfg):
@@ -473,10 +478,7 @@ def photographs(cfg, test):
     mine, anchors = [k for k, is_test in enumerate(found["test"]) if is_test == test], {}
 
     def locate(n):
-        points, (w, h) = anchors_of(found["annotations"][mine[n]], size := common.picture_size(found["images"][mine[n]])), size
-        if points.min() < -w or points[:, 0].max() > 2 * w or points[:, 1].max() > 2 * h or upright(points[None])[1].norm() < 4:
-            raise UserError(f"{found['annotations'][mine[n]]}: its landmarks do not lie on the picture ({w} x {h})")
-        return points
+        return anchors_of(found["annotations"][mine[n]], common.picture_size(found["images"][mine[n]]))
 
     common.decode_all(mine, locate, anchors, cfg.skip_bad)
     albums = []
@@ -561,12 +563,15 @@ def loss_F_F(D_X, x_fake):
 
 
 def loss_I(F, x, y_fake):
-    """[L_I]  E ||F(G(x, y)) - x||_1: the bare face is found again. Weight: lambda_I"""
+    """[L_I]  E ||F(G(x, y)) - x||_1: the bare face is found again. With --noise x and y_fake carry the same noise. Weight: lambda_I"""
     return (F(y_fake) - x).abs().mean()
 
 
 def loss_S(G, y, x_fake, y_fake):
-    """[L_S]  E ||G(F(y), G(x, y)) - y||_1: source the bare reference, style that of the *result*. Weight: lambda_S"""
+    """[L_S]  E ||G(F(y), G(x, y)) - y||_1: source the bare reference, style that of the *result*. Weight: lambda_S
+
+    With --noise y and x_fake carry the same noise, y_fake another.
+    """
     return (G(x_fake, y_fake) - y).abs().mean()
 
 

@@ -586,6 +586,9 @@ def test_infer_puts_on_and_takes_off(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(paper, "trained", lambda cfg: (nets, {"toy": False}))
     with pytest.raises(UserError, match="no landmarks; put a.pts beside it"):
         paper.infer(tiny, [str(a)], [], True, 1., "")
+    pts(a.with_suffix(".pts"), 900 + landmarks(1)[1][0])
+    with pytest.raises(UserError, match="a.pts: its landmarks do not lie on the picture"):
+        paper.infer(tiny, [str(a)], [], True, 1., "")
     for argv in ([[], False, 1.], [[str(b)], True, 1.], [[str(b)], False, 2.]):
         with pytest.raises(UserError, match="--"):
             paper.infer(tiny, [str(a)], *argv, "")
