@@ -258,8 +258,8 @@ def gradient_penalty(D, real, fake):
     """E[(||grad D(x^)||_2 - 1)^2], x^ = a real + (1 - a) fake, one a ~ U(0, 1) per picture (Gulrajani et al. 2017).
 
     D: [B, c, H, W] -> scores of any shape, *summed* over patches, as in the official StarGAN code; one norm per picture
-    over all its pixels and channels. real, fake: same shape, detached here. Computed in float32: squares of gradients
-    do not fit bfloat16. Returns a scalar whose gradient reaches D only.
+    over all its pixels and channels. real, fake: same shape, detached here. Computed in float32 (a GPU's convolutions
+    round to TF32 there, PyTorch's default): squares of gradients do not fit bfloat16. Returns a scalar whose gradient reaches D only.
     """
     a = torch.rand(len(real), 1, 1, 1, device=real.device)
     x_hat = (a * real.detach() + (1 - a) * fake.detach()).requires_grad_(True)
@@ -521,11 +521,11 @@ def draw_crops(bank, index, top, left, size, device, mirror=None):
     return x.to(device, non_blocking=True).float() / 127.5 - 1
 
 
-def once(owner, key, make):
-    """make(), kept with the object `owner`: held-out truths are drawn for the first line of a log, not for every one."""
+def once(owner, key, make, *given):
+    """make(*given), kept with the object `owner`: held-out truths are drawn for the first line of a log, not for every one."""
     kept = owner.__dict__.setdefault("kept", {})
     if key not in kept:
-        kept[key] = make()
+        kept[key] = make(*given)
     return kept[key]
 
 
@@ -771,6 +771,8 @@ class Run:
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path}: does not fit this training ({str(error).splitlines()[0][:90]}); "
                             "give another --run folder, or --fresh to start over") from None
+        if (before := saved.get("pictures")) != (now := _count(self.data)) and before is not None:
+            say(f"note: the data set had {before} pictures, now it has {now}; from here on other pictures are drawn")
         log = self.folder / "metrics.jsonl"                          # drop lines later than the checkpoint
         lines = [line for line in read_jsonl(log) if line["step"] <= self.start]
         write_text(log, "".join(json.dumps(line) + "\n" for line in lines))
@@ -789,6 +791,7 @@ class Run:
         if self.cfg.device.startswith("cuda"):
             rng["cuda"] = torch.cuda.get_rng_state()
         content = {"paper": paper_of(self.cfg), "step": step, "seconds": self.seconds(), "config": _comparable(self.cfg), "rng": rng, "about": self.about,
+                   "pictures": _count(self.data),
                    "nets": {k: v.state_dict() for k, v in self.nets.items()},
                    "opts": {k: v.state_dict() for k, v in self.opts.items()}}
         save_checkpoint(content, self.folder / "last.pt")
@@ -933,6 +936,10 @@ class Run:
                 yield end - k, self.data.sample(batch_size)
         self.flops = counter.get_total_flops() / cycle
         _state["bench"] = self
+
+
+def _count(data):
+    return len(data) if hasattr(data, "__len__") else None
 
 
 class _NoModules(contextlib.nullcontext):
@@ -1244,6 +1251,8 @@ def cli(name):
     The module holds Config, SMALL, train, evaluate, ablate, infer, scan and INFER_FLAGS, a dict of extra flags for infer.
     """
     paper = sys.modules[name]
+    with contextlib.suppress(AttributeError):                           # a file's name may be no text at all
+        sys.stdout.reconfigure(errors="backslashreplace")
     with contextlib.suppress(ValueError):                               # SIGTERM outside a training: leave like sys.exit
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:

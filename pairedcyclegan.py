@@ -728,7 +728,7 @@ def report(cfg, G, F, D_Y, data, blind):
     values = {"change": (out - x[:, None]).abs().mean() / 2, "spread": (out - out.mean(1, keepdim=True)).abs().mean() / 2,
               "error": (out - truth).abs().mean() / 2, "copy": (x[:, None] - truth).abs().mean() / 2}
     if data.made.faces is not None:
-        bare = common.once(data, "bare", lambda: bare_of(data, j))
+        bare = common.once(data, "bare", bare_of, data, j)
         values |= {"removed": (F(y) - bare).abs().mean() / 2, "kept": (y - bare).abs().mean() / 2}
     real, fake = D_Y(y).mean((1, 2, 3)), D_Y(out.flatten(0, 1)).mean((1, 2, 3))
     word = "ok"

@@ -620,7 +620,7 @@ def report(G, D, data, cfg, log, n=16):
             if rows.any():
                 spreads.append((out - reference)[rows].abs().mean() / 2)
                 if faces is not None:
-                    truth = common.once(s, name, lambda face=counterfactual(faces, name, wanted[:, k]): toyfaces.render(face, cfg.image_size))
+                    truth = common.once(s, name, toyfaces.render, counterfactual(faces, name, wanted[:, k]), cfg.image_size)
                     errors.append((out - truth)[rows].abs().mean() / 2), baselines.append((x - truth)[rows].abs().mean() / 2)
         number = dict(change=changes, spread=spreads, error=errors, baseline=baselines)
         number = {k: sum(v) / len(v) for k, v in number.items() if v}

@@ -411,6 +411,16 @@ def test_a_branch_is_the_same_as_the_whole_run(tmp_path):
         common.branch(replace(trunk, stop_after=4), settings(tmp_path / "c", steps=8))
 
 
+def test_a_changed_data_set_is_no_secret(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Numbers, "__len__", lambda self: 7, raising=False)
+    descend(settings(tmp_path, steps=4))
+    descend(settings(tmp_path, steps=5))
+    assert "note" not in capsys.readouterr().out
+    monkeypatch.setattr(Numbers, "__len__", lambda self: 9)
+    descend(settings(tmp_path, steps=6))
+    assert "the data set had 7 pictures, now it has 9" in capsys.readouterr().out
+
+
 def test_a_log_line_that_was_cut_off_does_not_matter(tmp_path):
     descend(settings(tmp_path, steps=4))
     with open(tmp_path / "metrics.jsonl", "a") as file:

@@ -3,7 +3,10 @@ import dataclasses
 import importlib
 import os
 import shutil
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,6 +206,21 @@ def test_infer_on_any_file(tell, finished, tmp_path, paper, kind):
         for result in tmp_path.glob("out/*.png"):
             Image.open(result).load()
         assert list(tmp_path.glob("out/*.png")) or list(tmp_path.glob("out/*.gif"))
+
+
+def test_names_that_are_no_text(tmp_path):
+    """Bytes that no encoding knows, in a terminal that knows ASCII only."""
+    folder = os.fsencode(tmp_path) + b"/\xff\xfe"
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("this disk has no such names")
+    for k in range(2):
+        face().save(tmp_path / "it.png")
+        os.rename(tmp_path / "it.png", folder + b"/\xff%d.png" % k)
+    done = subprocess.run([sys.executable, Path(common.__file__).with_name("gannotation.py"), "--check", "--data", folder], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 # ------------------------------------------------------------------------------------------------------------- data sets
