@@ -160,13 +160,15 @@ class Faces:
         i = (self._uniform(batch_size) * len(self)).long()
         t, n = self.partner(i), self.partner(i)
         if not self.photos:
-            views = [(self.draw(k), self.points[k.to(self.cfg.device)]) for k in (i, t, n)]
+            I, I_t = self.draw(i), self.draw(t)
+            s_i, s_t, s_n = (self.points[k.to(self.cfg.device)] for k in (i, t, n))
         else:
             # Rotations of 30, 15, 45 degrees for source, target, third, at most 40; one mirroring for all three: authors' code
             mirror = self._uniform(batch_size) < .5
             still = self.first[i] == self.last[i]
-            views = [self.view(k, angle, mirror, bend=still & (angle != 30.)) for k, angle in ((i, 30.), (t, 15.), (n, 45.))]
-        (I, s_i), (I_t, s_t), (_, s_n) = views
+            I, s_i = self.view(i, 30., mirror)
+            I_t, s_t = self.view(t, 15., mirror, still)
+            _, s_n = self.view(n, 45., mirror, still, painted=False)
         return I, self.heat(s_i), I_t, self.heat(s_t), self.heat(s_n)
 
     def draw(self, index):
@@ -175,11 +177,12 @@ class Faces:
     def heat(self, points):
         return heatmaps(points, self.cfg.image_size, self.cfg.sigma * self.cfg.image_size / 128)
 
-    def view(self, index, angle=0., mirror=None, bend=None):
+    def view(self, index, angle=0., mirror=None, bend=None, painted=True):
         """A crop [B, 3, S, S] around the landmarks and the landmarks in it [B, n, 2]: turned, mirrored, bent, resampled once.
 
         angle: standard deviation in degrees, 0 = upright; the margin then also varies, 16 + 4 N(0, 1) per cent.
         bend: [B] bool: move the landmarks towards those of a random other picture, and the picture along with them.
+        painted: if not, the landmarks alone are wanted, and None stands for the crop.
         """
         device, S, B = self.cfg.device, self.cfg.image_size, len(index)
         tight, turn = torch.full((B,), self.cfg.tight), torch.zeros(B)
@@ -195,8 +198,12 @@ class Faces:
             amount = (.7 * self._uniform(B) * bend).to(device)[:, None, None]                   # all the way tears the picture
             moved = placed + amount * (shape - placed)
             # Each output pixel looks where the landmarks around it came from, a distance-weighted mean of their moves
-            weight = torch.exp(-torch.cdist(pixels, moved) ** 2 / (2 * (.07 * S) ** 2)) + 1e-6
-            pixels, placed = pixels + weight @ (placed - moved) / weight.sum(2, keepdim=True), moved
+            if painted:
+                weight = torch.exp(-torch.cdist(pixels, moved) ** 2 / (2 * (.07 * S) ** 2)) + 1e-6
+                pixels = pixels + weight @ (placed - moved) / weight.sum(2, keepdim=True)
+            placed = moved
+        if not painted:
+            return None, placed
         where = to_bank(pixels).reshape(B, S, S, 2)
         side = self.bank.shape[-1]
         image = F.grid_sample(self.draw(index), (where + .5) / side * 2 - 1, mode="bilinear", padding_mode="border", align_corners=False)
