@@ -1290,7 +1290,7 @@ def _main(paper, argv):
     defaults = paper.Config()
     for field in dataclasses.fields(paper.Config):
         if field.name != "bench":
-            _flag(options, field, getattr(defaults, field.name), comments.get(field.name, ""))
+            _flag(options, field, getattr(defaults, field.name), comments.get(field.name, "").replace("%", "%%"))
     inference = parser.add_argument_group("options of --infer")
     for flag, kwargs in paper.INFER_FLAGS.items():
         inference.add_argument(flag, **kwargs)
