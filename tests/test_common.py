@@ -535,7 +535,7 @@ def test_checkpoints_take_no_more_than_a_fiftieth_of_the_time(tmp_path, monkeypa
 
     def slow(content, path):
         saved.append(content["step"])
-        time.sleep(.02)
+        time.sleep(.3)
         save(content, path)
     monkeypatch.setattr(common, "save_checkpoint", slow)
     descend(settings(tmp_path, steps=30))

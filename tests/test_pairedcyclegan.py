@@ -449,7 +449,7 @@ def test_without_D_S_and_without_a_reference(tiny, monkeypatch):
 
 
 def test_adversarial_weight_by_hand(tiny):
-    cfg = dataclasses.replace(tiny, steps=200, ramp_from=.25, lambda_adv=.1)
+    cfg = dataclasses.replace(tiny, steps=200, ramp_from=.25, lambda_adv=.1, lambda_adv_end=.5)
     assert [paper.adversarial_weight(cfg, step) for step in (1, 50, 125, 200)] == pytest.approx([.1, .1, .3, .5])
 
 
