@@ -97,9 +97,10 @@ class Config(common.Settings):
 
 
 # For a processor: 64 px, a quarter of the widths, all of it ours. One G for the whole face: three of them take half as long again. Few
-# steps, so the adversarial terms begin heavier, and stay so: when they rose to .5, ripples came on skin and walls; and a heavier [L_R], without which G tinted the whole picture for F to tint back. Skins and
-# lights less various: between very different ones W's colours are wrong, and D_S learns from W. And mismatched pairs for D_S, lest it tell
-# W from G by its seams alone (a guess; `--ablate --part style` has both).
+# steps, so the adversarial terms begin heavier, and stay so: when they rose to .5, ripples came on skin and walls; and a heavier [L_R],
+# without which G tinted the whole picture for F to tint back. Skins and lights less various: between very different ones W's colours are
+# wrong, and D_S learns from W. And mismatched pairs for D_S, lest it tell W from G by its seams alone (a guess; `--ablate --part style`
+# has both).
 SMALL = dict(image_size=64, width=16, d_width=16, regions="face", people=1000, batch_size=2, steps=4000, lr=3e-4, decay_from=.5,
              lambda_adv=.3, lambda_adv_end=.3, lambda_R=1., noise=.1, variety=.3, mismatch=True)
 INFER_FLAGS = {
