@@ -777,7 +777,7 @@ def sample_grid(G, album, cfg, n=6):
     for k, drawn in enumerate(turned(G, G.encode(x)[0], len(album.poses), cfg).unbind(1)):
         columns[album.poses[k]] = drawn
     if album.faces is not None:
-        under = {"input": torch.ones_like(x)} | {pose: truth(album, index, k, cfg) for k, pose in enumerate(album.poses)}
+        under = {"input": torch.ones_like(x)} | {pose: common.once(album, (n, k), truth, album, index, k, cfg) for k, pose in enumerate(album.poses)}
         columns = {name: torch.stack([column, under[name]], 1).flatten(0, 1) for name, column in columns.items()}
     G.train()
     return grid(list(columns.values()), list(columns), scale=max(1, 96 // x.shape[-1]))

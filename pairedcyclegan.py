@@ -729,7 +729,7 @@ def report(cfg, G, F, D_Y, data, blind):
     values = {"change": (out - x[:, None]).abs().mean() / 2, "spread": (out - out.mean(1, keepdim=True)).abs().mean() / 2,
               "error": (out - truth).abs().mean() / 2, "copy": (x[:, None] - truth).abs().mean() / 2}
     if data.made.faces is not None:
-        bare = common.once(data, "bare", bare_of, data, j)
+        bare = bare_of(data, j)
         values |= {"removed": (F(y) - bare).abs().mean() / 2, "kept": (y - bare).abs().mean() / 2}
     real, fake = D_Y(y).mean((1, 2, 3)), D_Y(out.flatten(0, 1)).mean((1, 2, 3))
     word = "ok"
@@ -744,8 +744,10 @@ def report(cfg, G, F, D_Y, data, blind):
 
 def bare_of(data, j):
     """The made-up toy faces j without their make-up, cut as `few` cuts."""
-    faces = data.made.faces[j.to(data.cfg.device)].no_makeup()
-    return data.view(toyfaces.render(faces, data.made.bank.shape[-1]), data.made.anchors[j.to(data.cfg.device)])[0]
+    def draw():
+        faces = data.made.faces[j.to(data.cfg.device)].no_makeup()
+        return data.view(toyfaces.render(faces, data.made.bank.shape[-1]), data.made.anchors[j.to(data.cfg.device)])[0]
+    return common.once(data, ("bare", *j.tolist()), draw)
 
 
 @torch.no_grad()

@@ -651,7 +651,7 @@ def sample_grid(G, data, n=6):
             columns[name] = G(x, unified_label(wanted, d, data.sizes))
             first = columns[name] if first is None else first
             if faces is not None:
-                truth = toyfaces.render(counterfactual(faces, name, wanted[:, k]), x.shape[-1])
+                truth = common.once(data, (n, name), toyfaces.render, counterfactual(faces, name, wanted[:, k]), x.shape[-1])
                 columns[name] = torch.stack([columns[name], truth], 1).flatten(0, 1)
     columns["back"] = G(first, unified_label(label, 0, data.sizes))
     if faces is not None:                                              # two rows a face: results, and the truth below
