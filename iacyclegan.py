@@ -337,7 +337,7 @@ def vgg_keys(state):
 
 def loss_adv_D(D, real, fake):
     """[adv]  E[log D_Y(y)] + E[log(1 - D_Y(G_X(x)))], and the same for X; here with least squares, halved, minimised by D"""
-    return common.lsgan_D(D(real), D(fake)) / 2
+    return common.lsgan_D(*D(torch.cat([real, fake])).chunk(2)) / 2    # one pass for both: instance norm mixes no pictures
 
 
 def loss_adv_G(D, fake):
@@ -371,9 +371,12 @@ def glances(x, n, reach=3, noise=.1):
     return torch.cat([copy + noise * torch.randn_like(copy) for copy in moved]) if n else x
 
 
-def loss_map(G, target):
-    """[map]  E ||G_X(y) - y||_1 + E ||G_Y(x) - x||_1: what is a sketch already stays as it is. One of the two terms. Weight: lambda_map"""
-    return (G(target) - target).abs().mean()
+def loss_map(y, y_same):
+    """[map]  E ||G_X(y) - y||_1 + E ||G_Y(x) - x||_1: what is a sketch already stays as it is. One of the two terms.
+
+    y_same: G_X(y); or G_Y(x), with x. Weight: lambda_map
+    """
+    return (y_same - y).abs().mean()
 
 
 def loss_tri(f, who, margin=.2):
@@ -470,12 +473,14 @@ def train_generators(cfg, phi, data, held_out):
         run.learning_rate(cfg.lr * common.linear_decay(step, cfg.steps, cfg.decay_from))
 
         # 1. G_X and G_Y: a sketch like the artist's, of this person, from which the photo can be found again
-        y_fake, x_fake = G_X(x), G_Y(y)
+        y_fake, y_same = G_X(torch.cat([x, y])).chunk(2)                                   # one pass where one serves
+        x_fake, x_back, x_same = G_Y(torch.cat([y, y_fake, x])).chunk(3)
+        y_back = G_X(x_fake)
         with frozen(D_X, D_Y):
             L["adv_X"], L["adv_Y"] = loss_adv_G(D_Y, y_fake), loss_adv_G(D_X, x_fake)                             # [adv]
-            L["cyc_x"] = cfg.lambda_cyc * loss_cyc(x, G_Y(y_fake))                                                # [cyc]
-            L["cyc_y"] = cfg.lambda_cyc * loss_cyc(y, G_X(x_fake))                                                # [cyc]
-            L["map"] = cfg.lambda_map * (loss_map(G_X, y) + loss_map(G_Y, x))                                     # [map]
+            L["cyc_x"] = cfg.lambda_cyc * loss_cyc(x, x_back)                                                     # [cyc]
+            L["cyc_y"] = cfg.lambda_cyc * loss_cyc(y, y_back)                                                     # [cyc]
+            L["map"] = cfg.lambda_map * (loss_map(y, y_same) + loss_map(x, x_same))                               # [map]
             if phi:
                 with frozen(*phi):
                     L["idp_Y"] = lambda_idp * loss_idp(phi[1], y_of_person, glances(y_fake, cfg.glances), cfg.idp)      # [idp]

@@ -545,7 +545,7 @@ def build(cfg):
 
 def loss_G_D(D_Y, y, y_fake):
     """[L_G]  E_y[log D_Y(y)] + E_{x,y}[log(1 - D_Y(G(x, y)))], D's side"""
-    return common.vanilla_D(D_Y(y), D_Y(y_fake))
+    return common.vanilla_D(*D_Y(torch.cat([y, y_fake])).chunk(2))     # one pass for both: instance norm mixes no pictures
 
 
 def loss_G_G(D_Y, y_fake):
@@ -555,7 +555,7 @@ def loss_G_G(D_Y, y_fake):
 
 def loss_F_D(D_X, x, x_fake):
     """[L_F]  E_x[log D_X(x)] + E_y[log(1 - D_X(F(y)))], D's side"""
-    return common.vanilla_D(D_X(x), D_X(x_fake))
+    return common.vanilla_D(*D_X(torch.cat([x, x_fake])).chunk(2))
 
 
 def loss_F_F(D_X, x_fake):
@@ -563,9 +563,12 @@ def loss_F_F(D_X, x_fake):
     return common.vanilla_G(D_X(x_fake))
 
 
-def loss_I(F, x, y_fake):
-    """[L_I]  E ||F(G(x, y)) - x||_1: the bare face is found again. With --noise x and y_fake carry the same noise. Weight: lambda_I"""
-    return (F(y_fake) - x).abs().mean()
+def loss_I(x, x_back):
+    """[L_I]  E ||F(G(x, y)) - x||_1: the bare face is found again.
+
+    x_back: F(y_fake). With --noise x and y_fake carry the same noise. Weight: lambda_I
+    """
+    return (x_back - x).abs().mean()
 
 
 def loss_S(G, y, x_fake, y_fake):
@@ -581,8 +584,9 @@ def loss_P_D(D_S, y, w, y_fake, other=None):
 
     other: another reference; then half of the false pairs are D_S(other, W(x, y)), and to look at w alone is not enough.
     """
-    fake = D_S(y, y_fake)
-    return common.vanilla_D(D_S(y, w), fake if other is None else torch.cat([fake, D_S(other, w)]))
+    first, second = ([y, y], [w, y_fake]) if other is None else ([y, y, other], [w, y_fake, w])
+    scores = D_S(torch.cat(first), torch.cat(second))
+    return common.vanilla_D(scores[:len(y)], scores[len(y):])
 
 
 def loss_P_G(D_S, y, y_fake):
@@ -667,12 +671,13 @@ def train_region(cfg, data, held_out):
 
         # 1. G and F --------------------------------------------------------------------------------------------------
         with frozen(D_X, D_Y, D_S, *[F] * fixed):
-            y_fake, x_fake = G(x, x if blind else y), F(y)
+            n_x, n_y = (cfg.noise * torch.randn_like(p) if cfg.noise else 0. for p in (x, y))                     # drowns a signal; passes through
+            y_fake = G(x, x if blind else y)
+            x_fake, x_back = F(torch.cat([y, y_fake + n_y])).chunk(2)  # one pass for both
             L["G"] = weight * loss_G_G(D_Y, y_fake)                                                               # [L_G]
             if not fixed:
                 L["F"] = weight * loss_F_F(D_X, x_fake)                                                           # [L_F]
-            n_x, n_y = (cfg.noise * torch.randn_like(p) if cfg.noise else 0. for p in (x, y))                     # drowns a signal; passes through
-            L["I"] = cfg.lambda_I * loss_I(F, x + n_y, y_fake + n_y)                                              # [L_I]
+            L["I"] = cfg.lambda_I * loss_I(x + n_y, x_back)                                                       # [L_I]
             if cfg.lambda_S and not first:                             # (at first F would have to keep what a blind G cannot know)
                 x_seen = x_fake + n_x
                 L["S"] = cfg.lambda_S * loss_S(G, y + n_x, x_seen, x_seen if blind else y_fake + n_y)             # [L_S]; blind: the other cycle

@@ -388,7 +388,7 @@ def loss_lsgan_D(D_Y, y, y_fake):
 
     Each score squared, then the mean. y_fake: from the pool, without gradient. For D_X with x and F(y).
     """
-    return common.lsgan_D(D_Y(y), D_Y(y_fake)) / 2
+    return common.lsgan_D(*D_Y(torch.cat([y, y_fake])).chunk(2)) / 2    # one pass for both: C's D has instance norm
 
 
 def loss_lsgan_G(D_Y, y_fake):
@@ -404,13 +404,13 @@ def loss_cyc(x, x_rec):
     return (x - x_rec).abs().mean()
 
 
-def loss_idt(G, y):
+def loss_idt(y, y_same):
     """[C5.2]  L_identity(G, F) = E[|| G(y) - y ||_1] + E[|| F(x) - x ||_1];   one term a call
 
-    A picture that already is in Y should pass G unchanged. G is given a picture of its *target* domain: the authors' G_A gets
-    real_B. Keeps colours. Weight: lambda_idt
+    y_same = G(y): a picture that already is in Y should pass G unchanged. G is given a picture of its *target* domain: the authors'
+    G_A gets real_B. Keeps colours. Weight: lambda_idt
     """
-    return (G(y) - y).abs().mean()
+    return (y_same - y).abs().mean()
 
 
 # ====================================================================================================== training
@@ -501,22 +501,24 @@ def train_cyclegan(cfg, data, held_out, G, F, D_X, D_Y):
     pool_X, pool_Y = (ImagePool(cfg.pool_size, cfg.image_size, cfg.device) for _ in "XY")
     run = Run(cfg, {"G": G, "F": F, "D_X": D_X, "D_Y": D_Y, "pool_X": pool_X, "pool_Y": pool_Y}, {"G": opt_G, "D": opt_D}, data, HEALTH)
     gan, forward, backward = terms(cfg)
+    idt = cfg.lambda_idt > 0
 
     L = {}
     for step, (x, y) in run.batches(cfg.batch_size):
         run.learning_rate(cfg.lr * common.linear_decay(step, cfg.steps, cfg.decay_from))
 
         # 1. G and F: fool D_Y and D_X, find the way back
-        y_fake, x_fake = G(x), F(y)
+        y_fake, *y_same = G(torch.cat([x, *[y] * idt])).split(len(x))                      # one pass where one serves:
+        x_fake, x_rec, *x_same = F(torch.cat([y, y_fake, *[x] * idt])).split(len(y))       # instance norm mixes no pictures
         with frozen(D_X, D_Y):
             if gan:
                 L["GAN_G"], L["GAN_F"] = loss_lsgan_G(D_Y, y_fake), loss_lsgan_G(D_X, x_fake)                        # C(1)
             if forward:
-                L["cyc_x"] = cfg.lambda_cyc * loss_cyc(x, F(y_fake))                                                 # C(2)
+                L["cyc_x"] = cfg.lambda_cyc * loss_cyc(x, x_rec)                                                     # C(2)
             if backward:
                 L["cyc_y"] = cfg.lambda_cyc * loss_cyc(y, G(x_fake))                                                 # C(2)
-            if cfg.lambda_idt:
-                L["idt"] = cfg.lambda_idt * (loss_idt(G, y) + loss_idt(F, x))                                        # C5.2
+            if idt:
+                L["idt"] = cfg.lambda_idt * (loss_idt(y, *y_same) + loss_idt(x, *x_same))                          # C5.2
             run.update("G", sum(L[name] for name in L if not name.startswith("D")))
 
         # 2. D_Y and D_X: real pictures 1, generated ones, new or from the pool, 0

@@ -68,7 +68,7 @@ def test_loss_P_pairs_the_reference_with_W_as_real_and_with_the_result_as_false(
 
 
 def test_loss_I_and_loss_R_by_hand():
-    assert paper.loss_I(lambda p: p - .25, flat(.5), flat(.5)).item() == pytest.approx(.25)
+    assert paper.loss_I(flat(.5), flat(.25)).item() == pytest.approx(.25)
     assert paper.loss_R(flat(.5), flat(.1)).item() == pytest.approx(.4)
 
 

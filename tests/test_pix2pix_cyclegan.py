@@ -99,14 +99,14 @@ def test_loss_L1_and_loss_cyc_are_mean_absolute_differences():
 def test_loss_lsgan_squares_each_patch_and_then_averages():
     y_fake = torch.zeros(1, 3, 2, 2)
     y_fake[..., 0, 0] = 4.                                              # scores 4, 0, 0, 0: mean of squares 4, square of the mean 1
-    assert paper.loss_lsgan_D(Score(), flat(1.), y_fake).item() == pytest.approx(4 / 2)
+    assert paper.loss_lsgan_D(Score(), torch.ones_like(y_fake), y_fake).item() == pytest.approx(4 / 2)
     assert paper.loss_lsgan_G(Score(), y_fake).item() == pytest.approx((9 + 1 + 1 + 1) / 4)
     assert paper.loss_lsgan_D(Score(), flat(1.), flat(0.)).item() == 0 == paper.loss_lsgan_G(Score(), flat(1.)).item()
 
 
 def test_loss_idt_is_what_G_does_to_a_picture_of_its_target_domain():
     y = torch.rand(2, 3, 4, 4)
-    assert paper.loss_idt(lambda x: x + .25, y).item() == pytest.approx(.25) and paper.loss_idt(lambda x: x, y) == 0
+    assert paper.loss_idt(y, y + .25).item() == pytest.approx(.25) and paper.loss_idt(y, y) == 0
 
 
 def reached(loss, nets):
@@ -123,7 +123,7 @@ def test_gradient_routes_of_cyclegan(tiny_c):
     y_fake, x_fake = G(x), F(y)
     with common.frozen(D_X, D_Y):
         routes = {"GAN_G": paper.loss_lsgan_G(D_Y, y_fake), "GAN_F": paper.loss_lsgan_G(D_X, x_fake), "cyc_x": paper.loss_cyc(x, F(y_fake)),
-                  "cyc_y": paper.loss_cyc(y, G(x_fake)), "idt_G": paper.loss_idt(G, y), "idt_F": paper.loss_idt(F, x)}
+                  "cyc_y": paper.loss_cyc(y, G(x_fake)), "idt_G": paper.loss_idt(y, G(y)), "idt_F": paper.loss_idt(x, F(x))}
     routes |= {"D_Y": paper.loss_lsgan_D(D_Y, y, y_fake.detach()), "D_X": paper.loss_lsgan_D(D_X, x, x_fake.detach())}
     #                                                      G  F  D_X D_Y
     assert {k: reached(v, nets) for k, v in routes.items()} == {
