@@ -929,12 +929,12 @@ class Run:
             self._lap("data")
             yield end - (warm_up + timed - 1 - k) % cycle, batch
             self._lap("other")
-        counter = FlopCounterMode(display=False)
+        laps, counter = dict(self.laps), FlopCounterMode(display=False)      # the counted steps are no measure of time
         counter.mod_tracker = _NoModules()                          # its hooks on modules do not survive the gradient penalty's autograd.grad
         with counter:
             for k in reversed(range(cycle)):
                 yield end - k, self.data.sample(batch_size)
-        self.flops = counter.get_total_flops() / cycle
+        self.laps, self.flops = laps, counter.get_total_flops() / cycle
         _state["bench"] = self
 
 

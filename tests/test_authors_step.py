@@ -14,10 +14,10 @@ def test_the_losses_after_six_steps_are_those_of_the_authors_order(tmp_path, cac
     tests = test_stargan if model == "stargan" else test_pix2pix_cyclegan
     tests.quick(monkeypatch) if model == "stargan" else tests.small(model, tmp_path, cache, monkeypatch)
     cfg = paper.Config(**TINY[model] | more | dict(cache=cache))
-    theirs = bench_authors.theirs(model, cfg, steps=6)
+    theirs = bench_authors.theirs(model, cfg, 6)
     ours = bench_authors.after(paper, cfg, str(tmp_path / "run"), 6)
     assert theirs.keys() == ours.keys() and len(theirs) >= 3
     assert all(ours[name] == pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in theirs.items()), (ours, theirs)
-    again = bench_authors.theirs(model, cfg, steps=5)
+    again = bench_authors.theirs(model, cfg, 5)
     assert any(again[name] != pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in theirs.items())        # the losses do move
     assert torch.tensor(list(theirs.values())).isfinite().all()
