@@ -61,3 +61,12 @@ def test_the_smallest_batch_trains(trained, paper, more):
     smallest = {"drgan": dict(batch_size=2 * more.get("images_per_subject", 1)),                 # batch norm needs two people
                 "pairedcyclegan": dict(batch_size=1, mismatch=False)}                            # no other reference in the batch
     trained(paper, **smallest.get(paper, dict(batch_size=1)) | more)
+
+
+@pytest.mark.parametrize("size", [33, 50])
+@pytest.mark.parametrize(("paper", "more"), MODELS, ids=str)
+def test_odd_sizes_train_or_are_refused_with_what_fits(trained, paper, more, size):
+    try:
+        trained(paper, image_size=size, **more)
+    except common.UserError as error:
+        assert str(error).startswith(f"--image-size {size}: expected ") and "\n" not in str(error), error
