@@ -518,7 +518,7 @@ def train_cyclegan(cfg, data, held_out, G, F, D_X, D_Y):
             if backward:
                 L["cyc_y"] = cfg.lambda_cyc * loss_cyc(y, G(x_fake))                                                 # C(2)
             if idt:
-                L["idt"] = cfg.lambda_idt * (loss_idt(y, *y_same) + loss_idt(x, *x_same))                          # C5.2
+                L["idt"] = cfg.lambda_idt * (loss_idt(y, *y_same) + loss_idt(x, *x_same))                            # C5.2
             run.update("G", sum(L[name] for name in L if not name.startswith("D")))
 
         # 2. D_Y and D_X: real pictures 1, generated ones, new or from the pool, 0
