@@ -532,6 +532,8 @@ def test_marks_of_the_truth_are_perfect_and_of_a_copy_are_not(tiny):
     assert one_look["follows liner"] == pytest.approx(0, abs=1e-4)
     half = exam.marks((exam.truth + exam.x[:, None]) / 2)                # (Lab is not linear in RGB, so only nearly 3 / 4)
     assert .6 < half["follows"] < .9 and .4 * copy["dE lips"] < half["dE lips"] < .6 * copy["dE lips"]
+    assert truth["edges"] == 0 < copy["edges"] and half["edges"] == pytest.approx(copy["edges"] / 2, rel=1e-4)
+    assert exam.marks(exam.truth + .1)["edges"] == pytest.approx(0, abs=1e-6)                                    # a colour cast has no edges
     assert not (exam.where["shadow"] & exam.where["liner"]).any()
     opposite = exam.marks((2 * exam.x[:, None] - exam.truth).clamp(-1, 1))
     assert opposite["follows"] < 0
@@ -601,8 +603,8 @@ def test_ablate_runs_every_variant_and_judges(tiny, monkeypatch, capsys):
     paper.ablate(dataclasses.replace(tiny, steps=3))
     report = json.loads((Path(tiny.run) / "ablation.json").read_text())
     assert [c["part"] for c in report["claims"]] == ["style", "D_S", "D_S, mismatched pairs", "removal", "pairs", "regions"] and len(report["runs"]) == 8
-    assert {"D_S, mean", "W, the warped reference, mean", "make-up off: parts, std"} <= report["rows"].keys()
-    assert abs(report["rows"]["one look for all, mean"]["follows"]) < 1e-3 and "removal: lower in every seed: " in capsys.readouterr().out
+    assert {"D_S, mean", "W, the warped reference, mean", "the truth, larger pictures, mean", "make-up off: parts, std"} <= report["rows"].keys()
+    assert abs(report["rows"]["one look for all, mean"]["follows"]) < 1e-3 and "removal: lower by 5 per cent in every seed: " in capsys.readouterr().out
     assert common.load_checkpoint(Path(tiny.run) / "ablation/parts-0/skin/last.pt")["step"] == 2                          # three steps' pixels
     with pytest.raises(UserError, match="was trained for 3 steps, now 6"):
         paper.ablate(dataclasses.replace(tiny, steps=6))
