@@ -67,6 +67,30 @@ def test_loss_P_pairs_the_reference_with_W_as_real_and_with_the_result_as_false(
     assert paper.loss_P_D(level, flat(.1), flat(.2), flat(.4), flat(.6)).item() == pytest.approx(bce(.1 + .4, 1) + mismatched)
 
 
+def test_noise_is_the_same_on_both_sides_of_each_comparison(tiny, monkeypatch):
+    """[L_I] F(y_fake + n_y) against x + n_y; [L_S] G(x_fake + n_x, y_fake + n_y) against y + n_x: no reward for what noise drowns."""
+    seen, build = {}, paper.build
+
+    def spy(name, inside=lambda *_: None):
+        original = getattr(paper, name)
+        monkeypatch.setattr(paper, name, lambda *args: (seen.update({name: args}), inside(*args), original(*args))[-1])
+    monkeypatch.setattr(paper, "build", lambda cfg: seen.setdefault("nets", build(cfg)))
+
+    def compare(x, y_fake):                                              # where [L_R] stands, the last before the first update
+        (x_noisy, x_back), (_, y_noisy, x_seen, y_seen), y, x_fake = *(seen[name] for name in ("loss_I", "loss_S")), seen["loss_P_G"][1], seen["loss_F_F"][1]
+        n_x, n_y = x_seen - x_fake, y_seen - y_fake
+        assert n_x.std().item() == pytest.approx(.5, rel=.1) == n_y.std().item() and (n_x - n_y).abs().max() > .1
+        torch.testing.assert_close(y_noisy - y, n_x, atol=1e-5, rtol=0)
+        torch.testing.assert_close(x_noisy - x, n_y, atol=1e-5, rtol=0)
+        torch.testing.assert_close(x_back, seen["nets"][1](y_seen), atol=1e-4, rtol=1e-4)
+        seen["compared"] = True
+    for name in ("loss_I", "loss_S", "loss_P_G", "loss_F_F"):
+        spy(name)
+    spy("loss_R", compare)
+    paper.train(dataclasses.replace(tiny, steps=1, noise=.5, warm_up=0.))
+    assert seen["compared"]
+
+
 def test_loss_I_and_loss_R_by_hand():
     assert paper.loss_I(flat(.5), flat(.25)).item() == pytest.approx(.25)
     assert paper.loss_R(flat(.5), flat(.1)).item() == pytest.approx(.4)
