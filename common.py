@@ -13,6 +13,7 @@ import ast
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import gc
 import hashlib
 import inspect
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import zipfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -315,10 +317,17 @@ def crop_box(points, tight=16.):
     return low - margin, high + margin
 
 
+def text_of(path):
+    """The text of an annotation file, of whatever encoding. UserError if it is none: a pipe or a device would be read for ever."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: {'not a file' if Path(path).exists() else 'no such file'}")
+    return Path(path).read_text(encoding="utf-8-sig", errors="replace")
+
+
 def read_pts(path):
     """A .pts file -> float32 [n, 2], 0-based (the files count pixels from 1). Raises UserError naming the file."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = text_of(path)
         n = int(re.search(r"n_points\s*:\s*(\d+)", text).group(1))
         values = np.array(text[text.index("{") + 1:text.index("}")].split(), dtype=np.float32).reshape(-1, 2)
     except (OSError, ValueError, AttributeError, UnicodeError):
@@ -335,14 +344,22 @@ IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"
 
 
 def folders_below(root):
-    """root and the folders below it, through links, each once, in order of name."""
+    """root and the folders below it, through links, each once, in order of name. UserError for one that cannot be read."""
+    def unreadable(error):
+        raise UserError(f"{error.filename}: {error.strerror}; make it readable, or take it out")
+
     found, seen = [], set()
-    for folder, below, _ in os.walk(root, followlinks=True):
+    for folder, below, _ in os.walk(root, onerror=unreadable, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:                  # a link in a circle
             below.clear()
         else:
             seen.add(real), found.append(Path(folder))
     return sorted(found)
+
+
+def files_below(root, endings=IMAGE_FILES):
+    """The files below root whose names end like this, through links, in order of name."""
+    return sorted(p for folder in folders_below(root) for p in folder.iterdir() if p.suffix.lower() in endings)
 
 
 def pictures_in(folder):
@@ -371,13 +388,13 @@ def open_image(path):
     """Any picture file -> RGB PIL image, upright (EXIF), grey and palette expanded, transparency over white. UserError names the file."""
     with picture_file(path) as image:
         image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+            array = np.nan_to_num(np.asarray(image, dtype=np.float32))
+            white = 65535 if image.mode.startswith("I;16") or array.max() > 255 else 255 if image.mode == "I" or array.max() > 2 else 1      # 1.1: overshoot
+            image = Image.fromarray((array / white * 255).clip(0, 255).astype(np.uint8))
+        elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        elif image.mode.startswith("I;16") or image.mode in ("I", "F"):
-            array = np.nan_to_num(np.asarray(image, dtype=np.float32))
-            white = 65535 if image.mode.startswith("I;16") or array.max() > 255 else 255 if image.mode == "I" or array.max() > 1 else 1
-            image = Image.fromarray((array / white * 255).clip(0, 255).astype(np.uint8))
         return image.convert("RGB")
 
 
@@ -489,9 +506,19 @@ def cached(cfg, key, shape, fill):
     path = Path(cfg.cache) / (hashlib.sha256(repr((key, shape)).encode()).hexdigest()[:20] + ".npy")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob("*.npy.*.part"):                  # by a kill
+            if not _alive(left.name.split(".")[-2]):
+                left.unlink(missing_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            array = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+            try:
+                array = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+                if hasattr(os, "posix_fallocate"):                      # or a full disk ends the process with a signal, once the map is written to
+                    with open(partial, "r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+            except (OSError, ValueError, OverflowError) as error:
+                raise UserError(f"{path.parent}: no room for {math.prod(shape) / 2 ** 20:,.0f} MiB of pictures ({getattr(error, 'strerror', '') or error}); "
+                                "give another --cache folder, or fewer or smaller pictures") from None
             fill(array)
             array.flush()
             partial.rename(path)
@@ -504,6 +531,17 @@ def cached(cfg, key, shape, fill):
     if cfg.device.startswith("cuda") and array.nbytes < torch.cuda.mem_get_info()[0] / 3:
         return torch.from_numpy(np.array(array)).to(cfg.device)
     return torch.from_numpy(array)
+
+
+def _alive(pid):
+    """Does a process of this number run? (Or is it no number at all?)"""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except (PermissionError, ValueError):
+        pass
+    return True
 
 
 def draw(bank, index, device):
@@ -632,6 +670,8 @@ def settle(cfg):
     """Fill in what 'auto' means on this machine."""
     if cfg.device == "auto":
         cfg.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", cfg.device):
+        raise UserError(f"--device {cfg.device}: expected cpu, cuda or cuda:N")
     if cfg.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {cfg.device}: no CUDA device here; leave --device out to use the processor")
     try:
@@ -640,8 +680,8 @@ def settle(cfg):
             torch.cuda.set_device(cfg.device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {cfg.device}: {str(error).splitlines()[0]}; expected cpu, cuda or cuda:N") from None
-    if cfg.amp is None and not cfg.fresh:                               # a run, or an ablation, keeps the precision it began with
-        for earlier in sorted(Path(cfg.run).glob("**/config.json"))[:1]:
+    if cfg.amp is None and not cfg.fresh and cfg.run:                   # a run keeps the precision it began with; one that is not there, its ablation's
+        for earlier in sorted(Path(cfg.run).glob("**/config.json"), key=lambda p: ("ablation" in p.parts, len(p.parts), p))[:1]:
             cfg.amp = read_json(earlier).get("amp")
     if cfg.amp is None:
         cfg.amp = cfg.device.startswith("cuda") or _bf16_is_faster()
@@ -730,15 +770,16 @@ class Run:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "samples").mkdir(exist_ok=True)
-        for half in self.folder.glob("*.part"):                        # what a kill left
-            half.unlink()
+        for name in ("last.pt", "config.json", "metrics.jsonl"):       # what a kill left
+            (self.folder / f"{name}.part").unlink(missing_ok=True)
         last = self.folder / "last.pt"
         if last.exists() and not cfg.fresh:
             self._resume(last)
         else:
             (self.folder / "metrics.jsonl").write_text("")
             for old in (self.folder / "samples").glob("*.png"):
-                old.unlink()
+                if re.fullmatch(r"\d{7}", old.stem):                   # ours
+                    old.unlink()
             if last.exists():
                 last.unlink()
         settings = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
@@ -752,7 +793,8 @@ class Run:
         different = [f"{k} (was {saved['config'].get(k)!r}, now {v!r})" for k, v in ours.items()
                      if k not in ("steps", "epochs") and saved["config"].get(k, v) != v]
         if saved.get("about") != self.about:
-            different.append("data set (was {}, now {})".format(*(textwrap.shorten(repr(about), 80) for about in (saved.get("about"), self.about))))
+            was, now = (textwrap.shorten(repr(about), 80) for about in (saved.get("about"), self.about))
+            different.append(f"data set or loss network (was {was}, now {now})")
         if different:
             raise UserError(f"{self.folder} holds a run with another {', '.join(different)}; give the same settings, "
                             "another --run folder, or --fresh to start over")
@@ -830,7 +872,7 @@ class Run:
             self.save(step)
         if self.stop_signal:
             self.plot()
-            say(f"stopped at step {step} of {cfg.steps}, saved in {self.folder}; the same command goes on from there")
+            say(f"stopped at step {step} of {cfg.steps}, saved in {self.folder}; the same command{', without --fresh,' * cfg.fresh} goes on from there")
             sys.exit(128 + self.stop_signal)
         self.plot()
         say(f"step {step} of {cfg.steps}: {self.folder}/last.pt, samples/, losses.png, metrics.jsonl")
@@ -1026,11 +1068,35 @@ def load_checkpoint(path):
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(saved, dict) or not all(isinstance(k, str) for k in saved):
             raise ValueError(f"holds {type(saved).__name__}, expected a dictionary of names")
+        if "paper" in saved and zipfile.is_zipfile(path):               # torch.load does not look at the sums
+            with zipfile.ZipFile(path) as parts:
+                if damaged := parts.testzip():
+                    raise ValueError(f"{damaged} in it is damaged")
         return saved
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; train first, or give --run") from None
     except Exception as error:
         raise UserError(f"{path}: not a checkpoint that can be loaded safely ({(str(error) or 'empty').splitlines()[0][:90]})") from None
+
+
+def reads_checkpoint(read):
+    """Decorator of functions of a path, or else of a cfg: what a checkpoint lacks or holds in another form becomes a UserError that names it."""
+    @functools.wraps(read)
+    def careful(*args):
+        try:
+            return read(*args)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            if _no_memory(error):
+                raise
+            path = next((arg for arg in args if isinstance(arg, (str, Path))), None) or args[0].weights or args[0].run
+            raise UserError(f"{path}: not a checkpoint that fits here ({type(error).__name__}: {(str(error) or '?').splitlines()[0][:90]}); "
+                            "give another --run or --weights") from None
+    return careful
+
+
+def _no_memory(error):
+    """Does this error tell of too little memory? (CUDA's libraries and a processor's allocator raise plain RuntimeErrors.)"""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in ("can't allocate memory", "STATUS_ALLOC_FAILED"))
 
 
 def check_paper(saved, path, paper, parts=("step", "config", "nets")):
@@ -1262,15 +1328,16 @@ def cli(name):
         print("error:", message if len(message) < 600 else f"{message[:300]} ... {message[-250:]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"stopped; the same command{', without --fresh,' * ('--fresh' in sys.argv)} goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    except (MemoryError, RuntimeError) as error:                        # torch tells of a processor's memory by a RuntimeError
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if "PytorchStreamWriter" not in str(error) and not _no_memory(error):
             raise
-        print("error: out of memory; give a smaller --batch-size, --image-size or network", file=sys.stderr)
+        print("error: a file cannot be written; is the disk full?" if "PytorchStreamWriter" in str(error)
+              else "error: out of memory; give a smaller --batch-size, --image-size or network", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -1310,9 +1377,9 @@ def _main(paper, argv):
     for field in ("steps", "batch_size", "image_size", "log_every", "save_every", "sample_every"):
         if given.get(field, 1) < 1:
             raise UserError(f"--{field.replace('_', '-')} {getattr(cfg, field)}: expected at least 1")
-    for field in ("residual_blocks", "d_layers"):
-        if getattr(cfg, field, 0) > 100:
-            raise UserError(f"--{field.replace('_', '-')} {getattr(cfg, field)}: expected at most 100")
+    for field, most in (("residual_blocks", 100), ("d_layers", 100), ("width", 4096), ("pose", 1.5)):
+        if getattr(cfg, field, 0) > most:
+            raise UserError(f"--{field.replace('_', '-')} {getattr(cfg, field)}: expected at most {most}")
     if len(cfg.betas) != 2 or max(cfg.betas) >= 1:
         raise UserError(f"--betas {' '.join(map(str, cfg.betas))}: expected two numbers from 0 to below 1")
     for folder in data_folders(cfg):
@@ -1347,6 +1414,10 @@ def _main(paper, argv):
     if args.ablate:
         paper.ablate(cfg)
     if args.infer:
+        folder = Path(args.out or Path(cfg.run) / "inferred").resolve()
+        for file in args.infer:
+            if folder in (Path(file).resolve(), Path(file).resolve().parent):
+                raise UserError(f"{file}: lies where the results go, and might be overwritten; give another --out")
         extra = {flag.strip("-").replace("-", "_"): getattr(args, flag.strip("-").replace("-", "_")) for flag in paper.INFER_FLAGS}
         paper.infer(cfg, args.infer, **extra)
     return 0
@@ -1357,8 +1428,9 @@ def _fits(paper, cfg):
     try:
         paper.train(cfg)
         return True
-    except torch.OutOfMemoryError:
-        pass
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not (cfg.device.startswith("cuda") and _no_memory(error)):
+            raise
     gc.collect()                                                       # the training and its memory live on in cycles, such as prepare's
     torch.cuda.empty_cache()
     return False
@@ -1488,12 +1560,12 @@ def bench(paper, cfg):
         run = _state.pop("bench")
         ms = {k: 1e3 * v / run.timed for k, v in run.laps.items()}
         total = sum(ms.values())
-        rate, flops = _matmul_rate(cfg), run.flops / (total / 1e3)
-        if cuda:
+        if cuda:                                                       # before the large matrices
             memory = f"{torch.cuda.max_memory_allocated() / 2 ** 30:.2f} GiB on the GPU"
         else:
             import resource
             memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20:.2f} GiB resident"
+        rate, flops = _matmul_rate(cfg), run.flops / (total / 1e3)
         print(f"{total:.1f} ms per step: " + ", ".join(f"{k} {v:.1f}" for k, v in ms.items()) + f" (mean of {run.timed} steps)")
         print(f"{cfg.batch_size / total * 1e3:.0f} pictures/s, peak memory {memory}")
         print(f"{run.flops / 1e9:.1f} GFLOP per step, {flops / 1e12:.3f} TFLOP/s = {100 * flops / rate:.0f} % of this device's matmul rate "

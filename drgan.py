@@ -264,7 +264,7 @@ def scan(cfg):
     root = Path(cfg.data)
     found = scan_cfp(root) or scan_multipie(root) or scan_folders(root)
     if not found:
-        n = sum(1 for p in root.rglob("*") if p.suffix.lower() in common.IMAGE_FILES)
+        n = len(common.files_below(root))
         raise UserError(f"{root}: found {n} pictures, but neither 001/frontal/ and 001/profile/ (CFP), nor names like 001_01_01_051_07.png (Multi-PIE), "
                         "nor folders of people with poses.txt beside them; see --help")
     items, poses, bad = found["items"], found["poses"], found["bad"]
@@ -290,14 +290,15 @@ def held_out(cfg, kind, n):
 
 def scan_cfp(root):
     """<anything>/001/{frontal,profile}/01.jpg."""
-    folders = [f for name in ("frontal", "profile") for f in sorted(root.rglob(name)) if f.is_dir() and "Fiducials" not in f.parts]
+    below = common.folders_below(root)
+    folders = [f for name in ("frontal", "profile") for f in below if f.name == name and f != root and "Fiducials" not in f.parts]
     items = [(p, f.parent, ("frontal", "profile").index(f.name)) for f in folders for p in common.pictures_in(f)]
     return items and dict(items=items, poses=("frontal", "profile"), kind="cfp", bad=[])
 
 
 def scan_multipie(root):
     """Names like 001_01_01_051_07.png anywhere below; cameras beyond 60 degrees and the two high ones are left out."""
-    named = [(p, re.fullmatch(r"(\d{3})_\d\d_\d\d_(\d{3})_\d\d", p.stem)) for p in sorted(root.rglob("*")) if p.suffix.lower() in common.IMAGE_FILES]
+    named = [(p, re.fullmatch(r"(\d{3})_\d\d_\d\d_(\d{3})_\d\d", p.stem)) for p in common.files_below(root)]
     items = [(p, m[1], YAWS.index(CAMERAS[m[2]])) for p, m in named if m and m[2] in CAMERAS]
     return items and dict(items=items, poses=tuple(map(str, YAWS)), kind="multipie", bad=[])
 
@@ -308,7 +309,7 @@ def scan_folders(root):
     if not path.exists():
         return None
     bins = tuple(range(-90, 91, 15))
-    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+    for line in common.text_of(path).splitlines():
         if not line.strip():
             continue
         name, _, yaw = re.sub(r"[,\s]+(?=\S*$)", "\t", line.strip()).rpartition("\t")
@@ -325,7 +326,7 @@ def scan_folders(root):
             items[root / name] = (root / name, (root / name).parent, nearest)
     if not items:
         raise UserError((bad + [f"{path}: empty; expected a line with a picture and its yaw in degrees for each picture"])[0])
-    there = sum(1 for p in root.rglob("*") if p.suffix.lower() in common.IMAGE_FILES)
+    there = len(common.files_below(root))
     return dict(items=list(items.values()), poses=tuple(map(str, bins)), kind="folders", bad=bad,
                 notes={"pictures without a line in poses.txt": there - len(items)})
 
@@ -349,7 +350,7 @@ def face_square(path, image):
         centre, half = np.array(image.size) / 2 - .5, min(image.size) / 2
     else:
         try:
-            points = np.array([[float(v) for v in line.replace(",", " ").split()] for line in file.read_text("utf-8-sig").splitlines() if line.strip()])
+            points = np.array([[float(v) for v in line.replace(",", " ").split()] for line in common.text_of(file).splitlines() if line.strip()])
             low, high = points.min(0), points.max(0)
             if points.shape != (30, 2) or not (low > -np.array(image.size)).all() or not (high < 2 * np.array(image.size)).all() or not high[1] - low[1] > 4:
                 raise ValueError
@@ -792,6 +793,7 @@ def G_of(path):
     return saved["nets"].get("G", {}), saved
 
 
+@common.reads_checkpoint
 def trained(cfg):
     """(G, about) of cfg.run or cfg.weights: about holds the people trained on and the poses. cfg takes over what G and its data depend on."""
     path = cfg.weights or Path(cfg.run) / "last.pt"
@@ -850,7 +852,7 @@ def official_pairs(album, root, kind):
     place = {(*path.parts[-3:-1], path.stem): k for k, path in enumerate(album.paths)}     # ("001", "frontal", "01") -> picture of the album
 
     def numbered(path):
-        rows = (line.split() for line in path.read_text("utf-8-sig").splitlines() if line.strip())
+        rows = (line.split() for line in common.text_of(path).splitlines() if line.strip())
         return {int(number): (*Path(file).parts[-3:-1], Path(file).stem) for number, file in rows}
 
     rows = []
@@ -858,7 +860,7 @@ def official_pairs(album, root, kind):
         lists = [numbered(protocol / f"Pair_list_{letter}.txt") for letter in ("F", kind[1])]
         for fold, folder in enumerate(sorted((protocol / "Split" / kind).glob("[0-9]*"))):
             for same in (True, False):
-                for line in (folder / f"{'same' if same else 'diff'}.txt").read_text("utf-8-sig").split():
+                for line in common.text_of(folder / f"{'same' if same else 'diff'}.txt").split():
                     pair = [place.get(table[int(i)]) for table, i in zip(lists, line.split(","), strict=True)]
                     if None not in pair:
                         rows.append((*pair, same, fold))

@@ -248,8 +248,8 @@ def scan(cfg):
     """
     root = Path(cfg.data)
     images, annotations, groups, test, bad = [], [], [], [], []
-    pictures = sorted(p for p in root.rglob("*") if p.suffix.lower() in common.IMAGE_FILES)
-    files, known = set(root.rglob("*.pts")), set()
+    pictures = common.files_below(root)
+    files, known = set(common.files_below(root, (".pts",))), set()
     without = []
     for picture in pictures:
         beside = picture.with_suffix(".pts")
@@ -272,7 +272,7 @@ def scan(cfg):
     bad += [f"{p}: no {p.with_suffix('.pts').name} beside it" for p in without if p.parent in homes]
     bad += [f"{p}: no picture for it" for p in sorted(files - known) if images and p.parent.name != "annot"]
     if not images:
-        videos = list(root.rglob("vid.avi"))
+        videos = [p for p in common.files_below(root, (".avi",)) if p.name == "vid.avi"]
         if videos and files:
             hint = f"take the frames out first: ffmpeg -i {videos[0].name} -start_number 1 %06d.jpg, in each of the {len(videos)} folders"
         elif pictures:
@@ -282,7 +282,8 @@ def scan(cfg):
         raise UserError(f"{root}: found {len(pictures)} pictures and {len(files)} .pts files, none that belong together; "
                         f"expected <id>/annot/000001.pts with <id>/000001.jpg (300-VW) or image_0001.jpg with image_0001.pts (300-W); {hint}")
     sizes = common.Counter()
-    for pts in annotations:
+    bad += [f"{p}: not a file" for p in annotations if not p.is_file()]
+    for pts in filter(Path.is_file, annotations):
         with open(pts, "rb") as file:
             match = re.search(rb"n_points\s*:\s*(\d+)", file.read(100))
         sizes[int(match.group(1)) if match else 0] += 1
@@ -596,7 +597,9 @@ def loss_tv(I_hat):
 def build(cfg):
     """G and D as the recipe says. Raises UserError for sizes that do not fit together."""
     for name, fits, expected in (("points", cfg.points in (66, 68), "66 or 68"), ("frames", cfg.frames > PASSES, f"at least {PASSES + 1}"),
-                                 ("people", cfg.people > 0, "at least 1"), ("width", cfg.width > 0, "at least 1"), ("sigma", cfg.sigma > 0, "more than 0"),
+                                 ("people", cfg.people > 0, "at least 1"), ("width", cfg.width > 0, "at least 1"),
+                                 ("sigma", 0 < cfg.sigma <= cfg.image_size, "more than 0, at most --image-size"),
+                                 ("warm-up", cfg.warm_up <= 1, "at most 1"),
                                  ("d-widths", all(cfg.d_widths) and len(cfg.d_widths) < 12, "up to 11 numbers above 0"),
                                  ("d-steps", cfg.d_steps > 0, "at least 1")):
         if not fits:
@@ -625,7 +628,7 @@ def train(cfg):
     G, D, Phi, Psi = (prepare(net, cfg) for net in (G, D, Phi, Psi))
     opt_G = torch.optim.Adam(G.parameters(), cfg.lr, cfg.betas, fused=True)
     opt_D = torch.optim.Adam(D.parameters(), cfg.lr, cfg.betas, fused=True)
-    run = Run(cfg, {"G": G, "D": D}, {"G": opt_G, "D": opt_D}, data, HEALTH)
+    run = Run(cfg, {"G": G, "D": D}, {"G": opt_G, "D": opt_D}, data, HEALTH, about={"perceptual": "recogniser" if Psi.vgg is None else "vgg"})
 
     L = {}
     for step, (I, H_i, I_t, H_t, H_n) in run.batches(cfg.batch_size):
@@ -702,6 +705,7 @@ def sample_grid(G, data, n=8):
 
 # ==================================================================================================== evaluation
 
+@common.reads_checkpoint
 def load_generator(G, saved, path):
     """G's weights from a checkpoint of ours or from the authors' published generator. Returns the checkpoint's config, or {}."""
     if "paper" in saved:
@@ -712,6 +716,7 @@ def load_generator(G, saved, path):
     return {}
 
 
+@common.reads_checkpoint
 def trained(cfg):
     """The generator of cfg.run (or cfg.weights), ready to use. cfg takes over the checkpoint's sizes and kind of data."""
     path = cfg.weights or Path(cfg.run) / "last.pt"

@@ -191,7 +191,7 @@ A_TEST = re.compile(r"(?<!la)test")                                     # in the
 def parts_of(root):
     """{part: (photos, sketches)}: files under folders whose name, or their parent's, says photo or sketch; cropped ones before others."""
     found = {}
-    for folder in [root, *sorted(p for p in root.rglob("*") if p.is_dir())]:
+    for folder in common.folders_below(root):
         words = [part.lower() for part in folder.relative_to(root).parts]
         kind = next((k for word in reversed(words) for k, name in enumerate(("photo", "sketch")) if name in word), None)
         files = common.pictures_in(folder)
@@ -209,7 +209,7 @@ def scan(cfg):
     many pairs, or a quarter, evenly spread over the names (which sort by sex).
     """
     root, pairs, test, bad, counts = Path(cfg.data), [], [], [], []
-    lines = (root / "list_test.txt").read_text(encoding="utf-8-sig", errors="replace").splitlines() if (root / "list_test.txt").exists() else ()
+    lines = common.text_of(root / "list_test.txt").splitlines() if (root / "list_test.txt").exists() else ()
     listed, parts = {line.split("||")[0].strip().replace("\\", "/") for line in lines}, parts_of(root)
     split = any(map(A_TEST.search, parts))
     for part, sides in parts.items():
@@ -419,6 +419,7 @@ def train(cfg):
     if cfg.weights:
         raise UserError("--weights: every round starts from scratch; give it with --infer")
     data, held_out = make_data(cfg), make_data(cfg, test=True)
+    phi = [Recogniser(cfg).to(cfg.device) for _ in "XY"]                                   # phi_X reads photos, phi_Y sketches
     cfg = dataclasses.replace(cfg, steps=cfg.steps or cfg.epochs * -(-len(data) // cfg.batch_size))
     if cfg.fresh:
         for old in Path(cfg.run).glob("round*"):
@@ -438,7 +439,6 @@ def train(cfg):
                             "or --fresh")
     if cfg.data and not cfg.vgg_face:
         say("no --vgg-face file: a small recogniser of toy faces begins, which knows little of photographs; see --warm-recogniser")
-    phi = [Recogniser(cfg).to(cfg.device) for _ in "XY"]                                   # phi_X reads photos, phi_Y sketches
     if cfg.bench:
         return train_generators(of_round(cfg, 1), phi, data, held_out)
     if cfg.warm_recogniser:
@@ -600,6 +600,7 @@ def rounds_of(cfg):
     return sorted(int(p.parent.name[5:]) for p in Path(cfg.run).glob("round*/last.pt") if p.parent.name[5:].isdecimal())
 
 
+@common.reads_checkpoint
 def trained(cfg, r=None):
     """(G_X, G_Y) of round r (default: the last) of cfg.run, or of the file cfg.weights; and that round's settings."""
     found = rounds_of(cfg)
@@ -734,8 +735,10 @@ def ablate(cfg):
     common.in_parallel(_first_round, first, cfg.device)                # the same CycleGAN begins three of the chains
     for (name, seed), one in jobs.items():
         if "first" not in CHAINS[name] and not (Path(one.run) / "round0").exists():
-            shutil.copytree(folder / f"first-{seed}" / "round0", Path(one.run) / "round0",
-                            ignore=None if one.tuned else shutil.ignore_patterns("recognisers.pt"))
+            beside = Path(one.run) / "round0.part"                     # a kill leaves no half of a round
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.copytree(folder / f"first-{seed}" / "round0", beside, ignore=None if one.tuned else shutil.ignore_patterns("recognisers.pt"))
+            beside.rename(Path(one.run) / "round0")
     study.run(_ablation_run, cfg.device)
     measures = [f"{what} {number}" for what in ("sketch", "photo") for number in ("SSIM", "FSIM", "SSIM inner", "L1", "rank-1 own", "rank-1 untuned",
                                                                                  "rank-1 other")] + ["photo rank-1 other grey"]

@@ -450,7 +450,7 @@ def scan(cfg):
             found[NAMES[folder.name.lower()]] += common.pictures_in(folder)
     for name in ("makeup.txt", "non-makeup.txt"):                      # PSGAN's lists: only these, in this order
         if (root / name).exists():
-            lines = (root / name).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            lines = common.text_of(root / name).splitlines()
             wanted = [root / "images" / line for line in dict.fromkeys(map(str.strip, lines)) if line]     # each once: the last are held out
             bad += [f"{root / name}: names {path}, which is not there" for path in wanted if not path.exists()]
             found[NAMES[name[:-4]]] = [path for path in wanted if path.exists()]
@@ -805,6 +805,7 @@ def painted(cfg, nets, x, x_anchors, y=None, y_anchors=None):
     return total
 
 
+@common.reads_checkpoint
 def trained(cfg):
     """{region: (G, F)} of cfg.run, and about. cfg takes over what G and its data depend on."""
     if cfg.weights:
@@ -816,7 +817,7 @@ def trained(cfg):
         saved = common.load_checkpoint(path)
         common.check_paper(saved, path, Path(__file__).stem)
         common.adopt(cfg, saved, ("image_size", "load_size", "regions", "width", "pose", "variety", "follow"))
-        about = saved["about"]
+        about = {"toy": saved["about"]["toy"], "anchors": saved["about"]["anchors"]}
         if saved["step"] < saved["config"]["steps"]:
             say(f"{path}: only {saved['step']} of {saved['config']['steps']} steps trained")
         G, F = (prepare(common.load_weights(Generator(inputs, cfg.width), saved["nets"].get(name, {}), path), cfg).eval()

@@ -623,6 +623,7 @@ def beside(path, name):
     return other if other.exists() and re.search(r"net_\w+\.\w+$", str(path)) else None
 
 
+@common.reads_checkpoint
 def load_networks(path, saved, wanted, nets):
     """Fill networks from a checkpoint of ours, or from the authors' files (the others of a model lie beside the first). Names of those filled."""
     if "paper" in saved:
@@ -641,6 +642,7 @@ def load_networks(path, saved, wanted, nets):
     return filled
 
 
+@common.reads_checkpoint
 def trained(cfg):
     """The generators [G] or [G, F] of cfg.run or cfg.weights. cfg takes over its kind, its sizes and its data. The authors publish some G without F."""
     path = cfg.weights or Path(cfg.run) / "last.pt"

@@ -236,7 +236,7 @@ def scan(cfg):
 
 def scan_attributes(cfg, root, path):
     """CelebA's list: a count, the names, then one picture a line with -1 or 1 for each; or the same as .csv with a header."""
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").replace(",", " ").splitlines()
+    lines = common.text_of(path).replace(",", " ").splitlines()
     told, lines = (None, lines) if path.suffix == ".csv" else (lines[0].strip() if lines else "no", lines[1:])
     names = [name for name in (lines[0].split() if lines else []) if name not in ("image_id", "filename")]
     for name in cfg.attributes:
@@ -267,7 +267,7 @@ def scan_attributes(cfg, root, path):
         lists = [p for folder in (root, root / "Eval") for p in sorted(folder.glob("list_eval_partition*"))]
         if not lists:
             raise UserError(f"--partition: no list_eval_partition.txt in {root}")
-        part = dict(row for line in lists[0].read_text(encoding="utf-8-sig", errors="replace").splitlines() if len(row := line.replace(",", " ").split()) == 2)
+        part = dict(row for line in common.text_of(lists[0]).splitlines() if len(row := line.replace(",", " ").split()) == 2)
         keep = [k for k, name in enumerate(kept) if part.get(name) in ("0", "2")]
         images, labels, test = [images[k] for k in keep], [labels[k] for k in keep], [part[kept[k]] == "2" for k in keep]
     hair = [k for k, name in enumerate(cfg.attributes) if name in HAIR]
@@ -288,7 +288,7 @@ def scan_classes(cfg, root):
         # 45, 90, 135 degrees: three of the five angles, as the paper; every tenth person is held out
         items = [(p, m[3].lower(), int(m[2]) % 10 == 0) for p, m in named if m and m[1] in ("045", "090", "135")]
     if not items:
-        n = sum(1 for p in root.rglob("*") if p.suffix.lower() in common.IMAGE_FILES)
+        n = len(common.files_below(root))
         raise UserError(f"{root}: found {n} pictures, but neither list_attr_celeba.txt (CelebA) nor folders of pictures named after their "
                         f"class (RaFD: {root / 'train' / 'angry'}/*.jpg); point --data at the folder that holds them")
     names = class_names(cfg, sorted({name for _, name, _ in items}))
@@ -661,6 +661,7 @@ def sample_grid(G, data, n=6):
 
 # ==================================================================================================== evaluation
 
+@common.reads_checkpoint
 def load_networks(path, saved, G, D=None):
     """Fill G (and D) from a checkpoint of ours, or from the authors' <n>-G.ckpt, with <n>-D.ckpt beside it if it is there."""
     if "paper" in saved:
@@ -680,6 +681,7 @@ def authors_D_file(path):
     return beside if beside != Path(path) and beside.exists() else None
 
 
+@common.reads_checkpoint
 def trained(cfg):
     """(G, D or None, [(names, exclusive) of each data set]) of cfg.run or cfg.weights. cfg takes over its sizes and kind of data."""
     path = cfg.weights or Path(cfg.run) / "last.pt"

@@ -97,6 +97,8 @@ GREY = {
     "grey": lambda p: face("L").save(p, "PNG"),
     "grey and alpha": lambda p: face("LA").save(p, "PNG"),
     "16 bit": lambda p: Image.fromarray(np.asarray(face("L")).astype(np.uint16) * 257).save(p, "PNG"),
+    "16 bit, one grey clear": lambda p: Image.fromarray(np.asarray(face("L")).astype(np.uint16) * 257).save(p, "PNG", transparency=1234),
+    "float, a little over 1": lambda p: Image.fromarray(np.asarray(face("L")).astype(np.float32) / 255 * 1.01).save(p, "TIFF"),
     "32 bit": lambda p: Image.fromarray(np.asarray(face("L")).astype(np.int32)).save(p, "TIFF"),
     "float, 0 to 1": lambda p: Image.fromarray(np.asarray(face("L")).astype(np.float32) / 255).save(p, "TIFF"),
     "float, 0 to 255": lambda p: Image.fromarray(np.asarray(face("L")).astype(np.float32)).save(p, "TIFF"),
@@ -302,6 +304,25 @@ def test_a_folder_that_is_no_data_set(tell, tmp_path, name, shape):
         assert not list(tmp_path.glob("runs/**/last.pt"))
 
 
+@pytest.mark.parametrize("name", ["300-W", "CFP", "CUFS", "MT"])
+def test_a_linked_folder_is_read_and_one_that_cannot_be_is_named(tell, tmp_path, monkeypatch, name):
+    root, module = SETS[name][1](tmp_path / "data"), importlib.import_module(SETS[name][0])
+    cfg = module.Config(**TINY[SETS[name][0]] | dict(data=str(root)))
+    before, folder = len(module.scan(cfg)["images"]), (root / SETS[name][2]).parent
+    shutil.move(folder, tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert len(module.scan(cfg)["images"]) == before > 2
+    scandir = os.scandir
+
+    def closed(path="."):
+        if os.path.realpath(path) == str(tmp_path / "elsewhere"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert str(folder) in start(tell, name, root)
+
+
 # ----------------------------------------------------------------------------------------------------------- annotations
 
 def changed_number(text, new):
@@ -345,7 +366,7 @@ NOTES = {                          # annotation file: data set, its name
 }
 
 
-@pytest.mark.parametrize("change", [*SAME, *OTHER, "folder", "no such file"])
+@pytest.mark.parametrize("change", [*SAME, *OTHER, "folder", "no such file", "fifo"])
 @pytest.mark.parametrize("note", NOTES)
 def test_an_annotation_that_is_not_as_it_should_be(tell, tmp_path, note, change):
     name, file = NOTES[note]
@@ -357,6 +378,8 @@ def test_an_annotation_that_is_not_as_it_should_be(tell, tmp_path, note, change)
         path.unlink()
         if change == "folder":
             path.mkdir()
+        if change == "fifo":
+            os.mkfifo(path)
     error = start(tell, name, root)
     if change in SAME:
         assert error is None
@@ -398,7 +421,15 @@ def with_(**parts):
     return lambda path: torch.save(torch.load(path, weights_only=True) | parts, path)
 
 
+def flipped(path):
+    """Some bytes in the middle, where the weights are, changed: the archive's sums know."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2:len(data) // 2 + 64] = bytes(b ^ 255 for b in data[len(data) // 2:len(data) // 2 + 64])
+    path.write_bytes(data)
+
+
 CHECKPOINTS = {
+    "some bytes": flipped,
     "empty": lambda p: p.write_bytes(b""),
     "zeros": lambda p: p.write_bytes(bytes(p.stat().st_size)),
     "a tenth": lambda p: cut(p, .1),
@@ -440,7 +471,62 @@ def test_a_checkpoint_that_is_none(tell, finished, tmp_path, paper, kind):
     assert not (tmp_path / "evil").exists() and (before is None or path.read_bytes() == before)
 
 
+@pytest.mark.parametrize("kind", ["no account of its data", "another account", "a word", "negative", "nothing"])
+@pytest.mark.parametrize("paper", TINY)
+def test_a_checkpoint_whose_settings_make_no_network(tell, finished, tmp_path, paper, kind):
+    shutil.copytree(finished(tell, paper), tmp_path / "run")
+    path = sorted((tmp_path / "run").rglob("last.pt"))[-1]
+    saved = torch.load(path, weights_only=True)
+    told = saved["about"] is not None and paper != "gannotation"         # the others do not need it to draw
+    if "account" in kind:
+        saved["about"] = 3 if kind == "another account" else None
+    else:
+        saved["config"]["width"] = {"a word": "wide", "negative": -1, "nothing": None}[kind]
+    torch.save(saved, path)
+    face().save(tmp_path / "it.png")
+    error = tell(paper, "--infer", "it.png", *INFER.get(paper, []), "--scale", "small", "--run", "run", *tiny_flags(TINY[paper]))
+    assert error and "run" in error or ("account" in kind and not told and error is None), error
+
+
+@pytest.mark.parametrize("paper", TINY)
+def test_results_never_lie_over_what_they_are_made_of(tell, finished, tmp_path, paper):
+    face().save(tmp_path / "it.png")
+    before = (tmp_path / "it.png").read_bytes()
+    flags = [*INFER.get(paper, []), "--scale", "small", "--run", finished(tell, paper), *tiny_flags(TINY[paper])]
+    for given in ("it.png", "."):
+        assert "--out" in tell(paper, "--infer", given, *flags, "--out", str(tmp_path))
+    assert (tmp_path / "it.png").read_bytes() == before
+
+
 # ----------------------------------------------------------------------------------------------------------------- disks
+
+@pytest.mark.parametrize("paper", TINY)
+def test_what_is_not_ours_in_a_run_folder_stays(tell, tmp_path, paper):
+    for name in ("film.mkv.part", "samples/holiday.png", "face/samples/holiday.png", "round0/samples/holiday.png"):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_bytes(b"mine")
+    for more in ([], ["--fresh"]):
+        assert tell(paper, "--train", "--scale", "small", "--run", "run", *tiny_flags(TINY[paper] | {"steps": 1}), *more) is None
+        assert (tmp_path / "run/film.mkv.part").exists() and (tmp_path / "run/samples/holiday.png").exists()
+
+
+def test_fresh_keeps_the_old_run_until_what_the_new_one_needs_is_there(tell, finished, tmp_path):
+    shutil.copytree(finished(tell, "iacyclegan"), tmp_path / "run")
+    flags = ["--scale", "small", "--run", "run", *tiny_flags(TINY["iacyclegan"])]
+    assert "nowhere.pth" in tell("iacyclegan", "--train", "--fresh", "--vgg-face", "nowhere.pth", *flags)
+    assert (tmp_path / "run/round0/last.pt").exists()
+
+
+def test_a_disk_too_small_for_the_pictures(call, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    quick(monkeypatch)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    dead = tmp_path / "cache/x.npy.999999999.part"                       # of a process that is no more
+    dead.parent.mkdir(), dead.write_bytes(b"half")
+    code, _, error = call("--train", "--scale", "small", *tiny_flags(TINY["stargan"]), "--cache", str(tmp_path / "cache"), paper="stargan")
+    assert code == 2 and "No space left" in error and "--cache" in error and not list((tmp_path / "cache").iterdir())
+
 
 @pytest.mark.parametrize("paper", TINY)
 def test_a_run_folder_that_is_a_file(tell, tmp_path, paper):
@@ -497,11 +583,17 @@ def numbers(paper):
     *((paper, "--betas", values) for paper in TINY for values in (["2", ".9"], [".5", "1"], ["-1", ".9"], ["nan", ".9"], [".5"], [".5", ".9", ".9"])),
     ("stargan", "--d-layers", ["20000"]), ("stargan", "--d-layers", ["30"]), ("stargan", "--residual-blocks", ["1000000"]),
     ("gannotation", "--d-widths", ["-4", "8"]), ("gannotation", "--d-widths", ["0", "8"]), ("gannotation", "--d-widths", ["8"] * 40),
-    ("gannotation", "--sigma", ["0"]), ("iacyclegan", "--residual-blocks", ["1000000"]),
+    ("gannotation", "--sigma", ["0"]), ("gannotation", "--sigma", ["1e30"]), ("gannotation", "--warm-up", ["5"]),
+    ("drgan", "--width", ["1e30"]), ("stargan", "--pose", ["50"]), ("pairedcyclegan", "--pose", ["1e30"]), ("iacyclegan", "--residual-blocks", ["1000000"]),
 ])
 def test_a_setting_that_no_network_has(tell, tmp_path, paper, flag, values):
     assert flag in tell(paper, "--train", flag, *values, "--device", "cpu", "--scale", "small")
     assert not list(tmp_path.glob("runs/**/last.pt"))
+
+
+@pytest.mark.parametrize("device", ["meta", "hpu", "gpu", "cuda:x", ""])
+def test_a_device_that_is_none(tell, device):
+    assert f"--device {device}" in tell("stargan", "--train", "--scale", "small", "--device", device)
 
 
 @pytest.mark.parametrize("shift", [0, 3])
