@@ -346,7 +346,8 @@ IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"
 def folders_below(root):
     """root and the folders below it, through links, each once, in order of name. UserError for one that cannot be read."""
     def unreadable(error):
-        raise UserError(f"{error.filename}: {error.strerror}; make it readable, or take it out")
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):      # nothing there: whoever asked says what was expected
+            raise UserError(f"{error.filename}: {error.strerror}; make it readable, or take it out")
 
     found, seen = [], set()
     for folder, below, _ in os.walk(root, onerror=unreadable, followlinks=True):

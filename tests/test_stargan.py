@@ -532,7 +532,7 @@ def test_a_run_on_other_labels_is_another_run(tiny, tmp_path):
     star.train(cfg)
     for part in ("train", "test"):
         (root / part / "angry").rename(root / part / "bored")
-    with pytest.raises(UserError, match="data set .was .*angry.*now .*bored"):
+    with pytest.raises(UserError, match="data set or loss network .was .*angry.*now .*bored"):
         star.train(cfg)
 
 
