@@ -360,12 +360,12 @@ def folders_below(root):
 
 def files_below(root, endings=IMAGE_FILES):
     """The files below root whose names end like this, through links, in order of name."""
-    return sorted(p for folder in folders_below(root) for p in folder.iterdir() if p.suffix.lower() in endings)
+    return sorted(p for folder in folders_below(root) for p in pictures_in(folder, endings))
 
 
-def pictures_in(folder):
+def pictures_in(folder, endings=IMAGE_FILES):
     """The picture files of a folder, by their names' endings, in order of name."""
-    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_FILES)
+    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in endings)
 
 
 def named_pictures(files):
