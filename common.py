@@ -180,8 +180,8 @@ class ImagePool(nn.Module):
         x = x[len(fresh):]
         if not len(x) or not size:
             return torch.cat([fresh, x])
-        slot = torch.randperm(size)[:len(x)].to(x.device)
-        swap = (torch.rand(len(x), 1, 1, 1) < .5).to(x.device)
+        slot = torch.randperm(size)[:len(x)].to(x.device, non_blocking=True)
+        swap = (torch.rand(len(x), 1, 1, 1) < .5).to(x.device, non_blocking=True)
         old = self.images[slot]
         self.images[slot] = torch.where(swap, x, old)
         return torch.cat([fresh, torch.where(swap, old, x)])

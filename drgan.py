@@ -193,8 +193,8 @@ class Faces:
         index = self.first[who, None] + (torch.rand(len(who), n, generator=g) * self.count[who, None]).long()      # with replacement
         room = a.bank.shape[-1] - cfg.image_size + 1
         x = draw_crops(a.bank, index.flatten(), *torch.randint(room, (2, index.numel()), generator=g), cfg.image_size, cfg.device)
-        x_seen = x if a.faces is None else spoil(x, *(t.to(cfg.device) for t in some_spoilt(len(x), cfg.spoilt, g)))
-        return x.unflatten(0, index.shape), x_seen.unflatten(0, index.shape), who.to(cfg.device), a.pose[index].to(cfg.device)
+        x_seen = x if a.faces is None else spoil(x, *(t.to(cfg.device, non_blocking=True) for t in some_spoilt(len(x), cfg.spoilt, g)))
+        return x.unflatten(0, index.shape), x_seen.unflatten(0, index.shape), *(t.to(cfg.device, non_blocking=True) for t in (who, a.pose[index]))
 
 
 def pictures(album, index, cfg):

@@ -161,7 +161,7 @@ class Faces:
         t, n = self.partner(i), self.partner(i)
         if not self.photos:
             I, I_t = self.draw(i), self.draw(t)
-            s_i, s_t, s_n = (self.points[k.to(self.cfg.device)] for k in (i, t, n))
+            s_i, s_t, s_n = (self.points[k.to(self.cfg.device, non_blocking=True)] for k in (i, t, n))
         else:
             # Rotations of 30, 15, 45 degrees for source, target, third, at most 40; one mirroring for all three: authors' code
             mirror = self._uniform(batch_size) < .5
@@ -189,14 +189,15 @@ class Faces:
         if angle:
             tight, turn = (tight + 4 * self._normal(B)).clamp(min=2), (angle * self._normal(B)).clamp(-40, 40)
         mirror = torch.zeros(B, dtype=torch.bool) if mirror is None else mirror
-        placed, to_bank = self.place(self.points[index.to(device)], turn.to(device), tight.to(device), mirror.to(device))
+        on_card, turn, tight, mirror = (t.to(device, non_blocking=True) for t in (index, turn, tight, mirror))
+        placed, to_bank = self.place(self.points[on_card], turn, tight, mirror)
         axis = torch.arange(S, device=device, dtype=torch.float32)
         pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).flatten(0, 1).expand(B, -1, -1)        # [B, S*S, 2]
         if bend is not None and bend.any():
-            other = (self._uniform(B) * len(self)).long().to(device)
-            shape, _ = self.place(self.points[other], (.3 * turn).to(device), tight.to(device), mirror.to(device))
-            amount = (.7 * self._uniform(B) * bend).to(device)[:, None, None]                   # all the way tears the picture
-            moved = placed + amount * (shape - placed)
+            other, amount = (self._uniform(B) * len(self)).long(), .7 * self._uniform(B) * bend          # all the way tears the picture
+            other, amount = (t.to(device, non_blocking=True) for t in (other, amount))
+            shape, _ = self.place(self.points[other], .3 * turn, tight, mirror)
+            moved = placed + amount[:, None, None] * (shape - placed)
             # Each output pixel looks where the landmarks around it came from, a distance-weighted mean of their moves
             if painted:
                 weight = torch.exp(-torch.cdist(pixels, moved) ** 2 / (2 * (.07 * S) ** 2)) + 1e-6
@@ -466,7 +467,8 @@ class FaceFeatures(nn.Module):
 
     def forward(self, images):
         if self.light_cnn:
-            grey = (images * images.new_tensor([.299, .587, .114])[:, None, None]).sum(1, keepdim=True) / 2 + .5
+            r, g, b = images.split(1, 1)
+            grey = (.299 * r + .587 * g + .114 * b) / 2 + .5
             return self.net(F.interpolate(grey, (128, 128), mode="bilinear", align_corners=False))
         pool = self.net.features(images)[-1]
         return pool, self.net.embed(pool)
@@ -482,6 +484,8 @@ class Perception(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.vgg = None
+        for name, of_imagenet in ("mean", (.485, .456, .406)), ("std", (.229, .224, .225)):
+            self.register_buffer(name, torch.tensor(of_imagenet)[:, None, None])
         if cfg.perceptual == "vgg":
             import torchvision
             try:
@@ -498,8 +502,7 @@ class Perception(nn.Module):
     def forward(self, images):
         if self.vgg is None:
             return self.net.features(images)
-        x = (images / 2 + .5 - images.new_tensor([.485, .456, .406])[:, None, None]) / images.new_tensor([.229, .224, .225])[:, None, None]
-        maps = []
+        x, maps = (images / 2 + .5 - self.mean) / self.std, []
         for k, layer in enumerate(self.vgg):
             x = layer(x)
             if k in (3, 8, 15, 22):

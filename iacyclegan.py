@@ -296,6 +296,7 @@ class Recogniser(nn.Module):
     def __init__(self, cfg, load=True):
         super().__init__()
         self.vgg, self.bgr = bool(cfg.vgg_face), cfg.vgg_bgr
+        self.register_buffer("mean", torch.tensor(self.MEAN)[:, None, None], persistent=False)
         if self.vgg:
             self.net = torchvision.models.vgg16(num_classes=2622)
             if load:
@@ -309,7 +310,7 @@ class Recogniser(nn.Module):
         if not self.vgg:
             return self.net.embed(self.net.features(x)[-1])
         x = F.interpolate(x, (224, 224), mode="bilinear", align_corners=False)
-        x = (x + 1) * 127.5 - x.new_tensor(self.MEAN)[:, None, None]
+        x = (x + 1) * 127.5 - self.mean
         return self.net(x.flip(1) if self.bgr else x)
 
     def forward(self, x):
@@ -385,7 +386,7 @@ def loss_tri(f, who, margin=.2):
     f: [M, n] unit features of real and generated pictures; who: [M]. Every triplet of the batch: a and p of one person, n of another.
     (With the hardest p and n alone all features ran together into one, where the loss is alpha and has no slope.) Weight: margin
     """
-    who = who.to(f.device)
+    who = who.to(f.device, non_blocking=True)
     distance, same = 2 - 2 * f @ f.T, who[:, None] == who[None, :]
     pair = same & ~torch.eye(len(who), dtype=torch.bool, device=f.device)
     loss = torch.relu(distance[:, :, None] - distance[:, None, :] + margin) * (pair[:, :, None] & ~same[:, None, :])      # a, p, n

@@ -120,7 +120,7 @@ HEALTH = {"style-ignored": "the same make-up whatever the reference", "copying":
 #  14-17 mouth: left, right, top, bottom     18-20 nose: left, right, bottom     21-26 outline at the height of eyes, nose, mouth
 #  27 chin     28, 29 the lips' inner edges, middle
 LABELS = dict(face=1, brows=(2, 3), eyes=(4, 5), nose=6, upper_lip=7, inner_mouth=8, lower_lip=9)      # MT's maps
-OUTLINE = (21, 23, 25, 27, 26, 24, 22, 12, 13, 11, 9, 10, 8)           # the face as a polygon: left side, chin, right side, brows
+OUTLINE = torch.tensor([21, 23, 25, 27, 26, 24, 22, 12, 13, 11, 9, 10, 8])    # the face as a polygon: left side, chin, right side, brows
 # Where a region is cut: centre as a share of the way from the eyes to the mouth, side in units of that way, size as a share of image_size
 REGIONS = {"face": (.5, 3., 1.), "skin": (.5, 3., 1.), "eyes": (-.12, 1.1, .5), "lips": (1., 1.2, .5)}
 LOOSE = 1.3                                                            # stored pictures: the square of the face times this
@@ -190,8 +190,8 @@ def anchors_of_map(label):
 
 def upright(anchors):
     """Of anchors [B, 30, 2]: the middle between the eyes [B, 2], and the way from there to the mouth [B, 2]."""
-    eyes = anchors[:, [0, 1, 4, 5]].mean(1)
-    return eyes, anchors[:, [14, 15]].mean(1) - eyes
+    eyes = (anchors[:, :2] + anchors[:, 4:6]).mean(1) / 2
+    return eyes, anchors[:, 14:16].mean(1) - eyes
 
 
 def place(anchors, region, size, mirror=None, turn=None):
@@ -233,8 +233,8 @@ def pixels(h, w, device):
 def look(pictures, where, size, padding="border"):
     """pictures [B, c, H, W] at the places `where` [B, size * size, 2], as [B, c, size, size] (size: a number or (h, w))."""
     h, w = size if isinstance(size, tuple) else (size, size)
-    side = where.new_tensor([pictures.shape[-1], pictures.shape[-2]])
-    return F_.grid_sample(pictures, ((where + .5) / side * 2 - 1).reshape(-1, h, w, 2), mode="bilinear", padding_mode=padding, align_corners=False)
+    where = torch.stack([(place + .5) / side * 2 - 1 for place, side in zip(where.unbind(-1), pictures.shape[:1:-1], strict=True)], -1)
+    return F_.grid_sample(pictures, where.reshape(-1, h, w, 2), mode="bilinear", padding_mode=padding, align_corners=False)
 
 
 def disc(size, device):
@@ -261,7 +261,7 @@ def thin_plate(source, target):
     top = basis(knots)
     top[:, :, :n] += 1e-4 * torch.eye(n, device=source.device)         # two anchors may nearly coincide
     low = torch.cat([top[:, :, n:].transpose(1, 2), top.new_zeros(B, 3, 3)], 2)
-    bent = torch.linalg.solve(torch.cat([top, low], 1), torch.cat([target, target.new_zeros(B, 3, 2)], 1).double())
+    bent, _ = torch.linalg.solve_ex(torch.cat([top, low], 1), torch.cat([target, target.new_zeros(B, 3, 2)], 1).double())  # solve waits for the GPU
     return lambda p: (basis(p / scale) @ bent).float()
 
 
@@ -282,7 +282,7 @@ LIFT = .05                                                             # added t
 
 def skin_colour(pictures, anchors):
     """The median colour within the outline of faces [B, 3, S, S]: [B, 3], in LIFT ... 1 + LIFT."""
-    face = inside(anchors[:, OUTLINE], pictures.shape[-1]).expand_as(pictures)
+    face = inside(anchors[:, OUTLINE.to(anchors.device)], pictures.shape[-1]).expand_as(pictures)
     return (pictures / 2 + .5 + LIFT).masked_fill(~face, torch.nan).flatten(2).nanmedian(2)[0]
 
 
@@ -332,22 +332,22 @@ class Pairs:
         return look(pictures, to_picture(pixels(self.size, self.size, anchors.device)), self.size), inner
 
     def cut(self, album, index, mirror=None, turn=None):
-        return self.view(album.pictures(index, self.cfg.device), album.anchors[index.to(album.anchors.device)], mirror, turn)
+        return self.view(album.pictures(index, self.cfg.device), album.anchors[index.to(album.anchors.device, non_blocking=True)], mirror, turn)
 
     def warped(self, i, j, mirror=None, turn=None):
         """W(x, y): made[j] bent so that its anchors fall on those of bare[i], blended into it."""
         x, x_inner = self.cut(self.bare, i, mirror, turn)
-        y_anchors = self.made.anchors[j.to(self.made.anchors.device)]
-        y_inner, to_picture, _ = place(y_anchors, self.region, self.size, mirror, turn)
+        on_i, on_j = (k.to(x.device, non_blocking=True) for k in (i, j))
+        y_inner, to_picture, _ = place(self.made.anchors[on_j], self.region, self.size, mirror, turn)
         where = thin_plate(x_inner, y_inner)(pixels(self.size, self.size, x.device).expand(len(x), -1, -1))
         bent = look(self.made.pictures(j, self.cfg.device), to_picture(where), self.size)
-        outline, k = x_inner[:, OUTLINE].clone(), self.size // 32 * 2 + 1
+        outline, k = x_inner[:, OUTLINE.to(x.device, non_blocking=True)], self.size // 32 * 2 + 1
         if self.region not in ("face", "skin"):                        # some skin above the brows, too, but no hair
             outline[:, 7:] -= .25 * upright(x_inner)[1][:, None]
         mask = F_.avg_pool2d(inside(outline, self.size).float(), k, 1, k // 2)                             # a soft edge
         if self.region not in ("face", "skin"):
             mask = mask * disc(self.size, x.device)
-        return blended(x, bent, mask, self.bare.skin[i.to(x.device)] / self.made.skin[j.to(x.device)])
+        return blended(x, bent, mask, self.bare.skin[on_i] / self.made.skin[on_j])
 
     def true(self, i, j, mirror=None, turn=None):
         """The bare toy faces i, truly wearing the make-up of the faces j."""
@@ -358,7 +358,7 @@ class Pairs:
         i, j = (torch.multinomial(torch.ones(len(album)), batch_size, batch_size > len(album), generator=self.generator)      # nobody twice: a mismatched
                 for album in (self.bare, self.made))                   # pair needs another reference
         def one_for_all(*range_):                                      # or D_S would know a mismatched pair by it
-            return torch.empty(1).uniform_(*range_, generator=self.generator).expand(batch_size).to(self.cfg.device)
+            return torch.empty(1).uniform_(*range_, generator=self.generator).to(self.cfg.device, non_blocking=True).expand(batch_size)
         mirror = one_for_all(-1, 1) > 0
         turn = one_for_all(-15, 15) if self.region == "eyes" else None                                                   # a disc may turn
         x, y = self.cut(self.bare, i, mirror, turn)[0], self.cut(self.made, j, mirror, turn)[0]

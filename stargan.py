@@ -170,7 +170,8 @@ class Faces:
             index = torch.randint(len(s.labels), (batch_size,), generator=self.generator)
             flip = torch.rand(batch_size, 1, 1, 1, generator=self.generator) < .5                  # section 5.3: flips
             x = draw(s.bank, index, self.cfg.device)
-            batches.append((torch.where(flip.to(x.device), x.flip(3), x), s.labels[index].to(x.device)))
+            flip, label = (t.to(x.device, non_blocking=True) for t in (flip, s.labels[index]))
+            batches.append((torch.where(flip, x.flip(3), x), label))
         return batches
 
 
@@ -350,7 +351,12 @@ def unified_label(label, d, sizes):
     if len(sizes) == 1:
         return label
     parts = [label if k == d else label.new_zeros(len(label), n) for k, n in enumerate(sizes)]
-    return torch.cat(parts + [F.one_hot(torch.full((len(label),), d), len(sizes)).to(label)], 1)
+    return torch.cat(parts + [torch.eye(len(sizes), dtype=label.dtype, device=label.device)[d].expand(len(label), -1)], 1)
+
+
+def shuffled(label):
+    """The labels of a batch in another order."""
+    return label[torch.randperm(len(label)).to(label.device, non_blocking=True)]
 
 
 def rivals(name, names, exclusive):
@@ -558,7 +564,7 @@ def train(cfg):
         run.learning_rate(cfg.lr * common.linear_decay(step, cfg.steps, cfg.decay_from))
         for d, (x_real, label_org) in enumerate(batches):                                # one data set after the other: section 3.2
             exclusive, known, L = data.sets[d].exclusive, slice(sum(data.sizes[:d]), sum(data.sizes[:d + 1])), {}
-            label_trg = label_org[torch.randperm(len(label_org))]                        # labels that occur, never two hair colours
+            label_trg = shuffled(label_org)                                              # labels that occur, never two hair colours
             c_org, c_trg = unified_label(label_org, d, data.sizes), unified_label(label_trg, d, data.sizes)       # (7)
 
             # 1. D: real above generated, labels of real pictures ------------------------------------- (5)
@@ -579,7 +585,7 @@ def train(cfg):
                     L["cls_fake"] = cfg.lambda_cls * loss_cls_fake(cls_fake[:, known], label_trg, exclusive)      # (3)
                     L["rec"] = cfg.lambda_rec * loss_rec(x_real, G(x_fake, c_org))                                # (4)
                     if cfg.lambda_triple:
-                        c_n = unified_label(label_org[torch.randperm(len(label_org))], d, data.sizes)
+                        c_n = unified_label(shuffled(label_org), d, data.sizes)
                         L["triple"] = cfg.lambda_triple * loss_triple(G, x_fake, c_n, G(x_real, c_n))             # [triple]
                     if cfg.attention_mask:
                         L["mask"] = cfg.lambda_mask * loss_mask(M)                                                # [mask]
