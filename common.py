@@ -1401,11 +1401,13 @@ def _main(paper, argv):
         say(f"{title}: {cfg.weights or cfg.run} on {machine}" + f", {data}" * bool(data))
     if args.bench:
         bench(paper, cfg)
-    if args.train and not _fits(paper, cfg):
+    if args.train and not _trains(paper, cfg):
         size = cfg.batch_size // 2
-        with tempfile.TemporaryDirectory() as folder:
-            while size and not _fits(paper, dataclasses.replace(cfg, batch_size=size, bench=True, run=folder)):
+        try:
+            while size and not _steps_fit(paper, cfg, size):
                 size //= 2
+        except UserError:                                               # the paper's file refuses it, and so the smaller ones
+            size = 0
         raise UserError(f"--batch-size {cfg.batch_size}: too much for the memory of {hardware(cfg)}; "
                         + (f"--batch-size {size} fits" if size else "no other fits either; give a smaller --image-size"))
     if args.train:
@@ -1422,6 +1424,17 @@ def _main(paper, argv):
         extra = {flag.strip("-").replace("-", "_"): getattr(args, flag.strip("-").replace("-", "_")) for flag in paper.INFER_FLAGS}
         paper.infer(cfg, args.infer, **extra)
     return 0
+
+
+def _trains(paper, cfg):
+    """Train; False if the GPU's memory is too small. --fresh ends the run that was there, but not for one that does not fit."""
+    replaces = cfg.fresh and cfg.device.startswith("cuda")
+    return (not replaces or _steps_fit(paper, cfg, cfg.batch_size)) and _fits(paper, cfg)
+
+
+def _steps_fit(paper, cfg, batch_size):
+    with tempfile.TemporaryDirectory() as folder:
+        return _fits(paper, dataclasses.replace(cfg, batch_size=batch_size, bench=True, run=folder))
 
 
 def _fits(paper, cfg):

@@ -774,8 +774,11 @@ def judge(kind, size, seed, device="cpu", cache="runs/cache"):
         error = _train_judge(net, kind, size, seed, device)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.part")
-        torch.save({"net": net.state_dict(), "error": error}, partial)
-        os.replace(partial, path)
+        try:
+            torch.save({"net": net.state_dict(), "error": error}, partial)
+            os.replace(partial, path)
+        finally:                                                       # a full disk keeps no half of it
+            partial.unlink(missing_ok=True)
     return net.to(device).eval().requires_grad_(False), error
 
 

@@ -210,6 +210,17 @@ def test_yaw_judge_measures(cache, monkeypatch):
     assert error < 25 and net(toy.render(toy.sample(3, 4), 32)).shape == (3,)            # one who always says 0 errs by 30
 
 
+def test_a_judge_that_cannot_be_kept_leaves_nothing(tmp_path, monkeypatch):
+    def full(content, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(toy, "_train_judge", lambda *_: .5)
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        toy.judge("yaw", 32, 0, cache=str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
 def test_sketch_judge_reads_sketches(cache, monkeypatch):
     monkeypatch.setattr(toy, "JUDGE_FRAMES", 1)
     monkeypatch.setattr(toy, "JUDGE_STEPS", 4)
