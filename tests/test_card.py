@@ -1,0 +1,178 @@
+"""What a GPU asks of the code, told on any machine: every paper on a pretended card, PyTorch's meta device, which has shapes and no numbers.
+
+A training step must not wait for the card: caught are copies that last until it has done all its work, and whatever fetches a number
+from it or depends on one. And no command may mix what lies there with what lies on the processor: operations refuse that, as a GPU's do.
+"""
+import contextlib
+import dataclasses
+import importlib
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import common
+import drgan
+import gannotation
+import iacyclegan
+import test_gannotation
+import test_hostile
+import toyfaces
+from test_numerics import MODELS
+
+WAITS = set()                                                          # what was waited for, and in which lines
+TOLD_BY_NUMBERS = {                                                    # and what stands in for it
+    torch.Tensor.cpu: lambda t: torch.zeros_like(t, device="cpu"),
+    torch.Tensor.tolist: lambda t: torch.zeros(t.shape).tolist(),
+    torch.Tensor.item: lambda t: .5,
+    torch.Tensor.__float__: lambda t: .5,
+    torch.Tensor.__bool__: lambda t: True,
+    torch.Tensor.__format__: lambda t, _: "0",
+    torch.Tensor.masked_select: lambda t, mask: t.flatten(),
+    torch.Tensor.nonzero: lambda t: t.new_zeros(1, t.dim(), dtype=torch.long),
+    torch.bincount: lambda t, weights=None, minlength=0: t.new_zeros(minlength),
+}
+MADE_OF_NUMBERS = torch.tensor, torch.Tensor.new_tensor
+
+
+def note(what):
+    lines = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_stack(None)]
+    WAITS.add(f"{what}: " + " < ".join(f"{file.name}:{line}" for file, line in lines if file.parent == Path(common.__file__).parent))
+
+
+class Calls(TorchFunctionMode):
+    """What is asked of PyTorch."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, on_card = kwargs or {}, bool(args) and torch.is_tensor(args[0]) and args[0].is_meta
+        if on_card and func in TOLD_BY_NUMBERS:
+            note(func.__name__)
+            return TOLD_BY_NUMBERS[func](*args, **kwargs)
+        if on_card and func is torch.Tensor.__getitem__:
+            index = args[1] if isinstance(args[1], tuple) else [args[1]]
+            if any(torch.is_tensor(i) and i.dtype == torch.bool for i in index):
+                note("a mask as index")
+                return args[0]
+            if any(isinstance(i, (list, tuple)) for i in index):
+                note("a list as index")
+        out = func(*args, **kwargs)
+        if func in MADE_OF_NUMBERS and out.is_meta:
+            note("a tensor of the processor's numbers")
+        return out
+
+
+class Work(TorchDispatchMode):
+    """What comes of it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, func.overloadpacket.__name__
+        out = func(*args, **kwargs)
+        places = {t.device.type for t in torch.utils._pytree.tree_leaves((args, kwargs, out)) if torch.is_tensor(t) and t.dim()}
+        sent = name in ("_to_copy", "copy_") and (kwargs.get("non_blocking") or args[2:] == (True,))
+        if "check_errors" in name or (len(places) > 1 and not sent):
+            note(name)
+        return out
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """card(): from now on there is one, named meta, and a training has its first and its last step only."""
+    test_hostile.quick(monkeypatch)
+
+    def batches(run, batch_size):
+        cycle, run.clock = max(getattr(run.cfg, "n_critic", 1), getattr(run.cfg, "d_steps", 1)), 0.
+        WAITS.clear()                                                  # until now things were made ready
+        with Work():
+            for step in (1, run.cfg.steps // cycle * cycle):
+                yield step, run.data.sample(batch_size)
+
+    def put_in():
+        adam = torch.optim.Adam
+        monkeypatch.setattr(toyfaces, "judge", lambda kind, *_: (toyfaces.Judge(kind).eval().requires_grad_(False).to("meta"), 1.))
+        monkeypatch.setattr(common, "toy_bank",
+                            lambda cfg, faces, size, paint=None: torch.zeros(len(faces), 3, size, size, dtype=torch.uint8, device=cfg.device))
+        monkeypatch.setattr(torch.optim, "Adam", lambda *args, fused: adam(*args))                      # meta knows neither
+        monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+        monkeypatch.setattr(common.Run, "batches", batches)
+    return put_in
+
+
+@pytest.fixture
+def waits(card, monkeypatch, tmp_path, cache):
+    """waits(paper, ...) -> what the steps of its training would wait for."""
+    monkeypatch.setattr(drgan.Balance, "note", lambda *_: None)                                         # looks now and then only, and says so
+
+    def run(paper, **more):
+        card()
+        module = importlib.import_module(paper)
+        with Calls():
+            module.train(module.Config(**test_hostile.TINY[paper] | dict(cache=cache, run=str(tmp_path), device="meta", bench=True, amp=False) | more))
+        return "\n".join(sorted(WAITS))
+    return run
+
+
+MORE = [("stargan", dict(toy="expressions")), ("gannotation", dict(adversarial="wgan-gp", d_steps=2)), ("drgan", dict(head="cvpr")),
+        ("pix2pix_cyclegan", dict(model="cyclegan", lambda_idt=.5)), ("pairedcyclegan", dict(noise=.1, lambda_P=0.))]
+
+
+@pytest.mark.parametrize(("paper", "more"), MODELS + MORE, ids=str)
+def test_no_step_waits_for_the_card(waits, paper, more):
+    assert not waits(paper, **more)
+
+
+def test_views_of_photographs_do_not_wait(waits, tmp_path):
+    test_gannotation.photo_folder(tmp_path / "photos")
+    assert not waits("gannotation", data=str(tmp_path / "photos"))
+
+
+def test_the_recognisers_of_photographs_do_not_wait(monkeypatch):
+    monkeypatch.setattr(common, "load_checkpoint", lambda path: {})
+    monkeypatch.setattr(common, "load_weights", lambda net, *_: net)
+    vgg16 = torchvision.models.vgg16
+    monkeypatch.setattr(torchvision.models, "vgg16", lambda weights=None, **given: vgg16(**given))
+    with torch.device("meta"):
+        nets = [gannotation.FaceFeatures(gannotation.Config(light_cnn="theirs")), gannotation.Perception(gannotation.Config()),
+                iacyclegan.Recogniser(iacyclegan.Config(vgg_face="theirs"))]
+    WAITS.clear()
+    with Calls(), Work():
+        for net in nets:
+            net(torch.empty(1, 3, 64, 64, device="meta"))
+    assert not WAITS
+
+
+@pytest.mark.parametrize(("paper", "more"), MODELS, ids=str)
+def test_what_is_on_the_card_stays_there(card, monkeypatch, tmp_path, cache, paper, more):
+    module = importlib.import_module(paper)
+    cfg = module.Config(**test_hostile.TINY[paper] | dict(cache=cache, run=str(tmp_path), device="cpu", amp=False) | more)
+    module.train(cfg)
+    card()
+    cfg, file = dataclasses.replace(cfg, device="meta", cache=str(tmp_path)), tmp_path / "face.png"
+    test_hostile.face().save(file)
+    for name in ("log", "sample"):
+        monkeypatch.setattr(common.Run, name, lambda *_, **__: None)
+    monkeypatch.setattr(common.Run, "logs", lambda *_: True)
+    monkeypatch.setattr(common.Run, "samples", lambda *_: True)
+    given = {flag.strip("-").replace("-", "_"): about.get("default", False) for flag, about in module.INFER_FLAGS.items()}
+    with Calls():
+        module.train(dataclasses.replace(cfg, bench=True))
+        module.evaluate(dataclasses.replace(cfg))
+        module.infer(dataclasses.replace(cfg), [str(file)], **given | ({"reference": [str(file)]} if "reference" in given else {}))
+
+
+def test_the_watch_sees_what_waits():
+    x = torch.empty(4, 2, device="meta")
+    for does in (lambda: torch.ones(4).to("meta"), lambda: x[:, [1]], lambda: x[torch.arange(2)], lambda: x[x > 0], lambda: x.cpu(), lambda: x.sum().item(),
+                 lambda: bool(x.sum() > 0), lambda: x.new_tensor([1.]), lambda: torch.linalg.solve(x[:2], x[:2])):
+        WAITS.clear()
+        with Calls(), Work():
+            does()
+        assert WAITS
+    WAITS.clear()
+    with Calls(), Work():
+        torch.ones(4).to("meta", non_blocking=True)
+        x[:, 1:] + x[torch.arange(2).to("meta", non_blocking=True)].sum()
+    assert not WAITS
