@@ -44,6 +44,10 @@ def note(what):
     WAITS.add(f"{what}: " + " < ".join(f"{file.name}:{line}" for file, line in lines if file.parent == Path(common.__file__).parent))
 
 
+def places(things):
+    return {t.device.type for t in torch.utils._pytree.tree_leaves(things) if torch.is_tensor(t) and t.dim()}
+
+
 class Calls(TorchFunctionMode):
     """What is asked of PyTorch."""
 
@@ -70,10 +74,12 @@ class Work(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
+        given, copies = places((args, kwargs)), name in ("_to_copy", "copy_")
+        if len(given) > 1 and not copies and not ("index" in name and args[0].is_meta):                # an index may lie on the processor
+            raise RuntimeError(f"{name} mixes what lies on the card with what lies on the processor")
         out = func(*args, **kwargs)
-        places = {t.device.type for t in torch.utils._pytree.tree_leaves((args, kwargs, out)) if torch.is_tensor(t) and t.dim()}
-        sent = name in ("_to_copy", "copy_") and (kwargs.get("non_blocking") or args[2:] == (True,))
-        if "check_errors" in name or (len(places) > 1 and not sent):
+        sent = copies and (kwargs.get("non_blocking") or args[2:] == (True,))
+        if "check_errors" in name or (len(given | places(out)) > 1 and not sent):
             note(name)
         return out
 
@@ -159,12 +165,16 @@ def test_what_is_on_the_card_stays_there(card, monkeypatch, tmp_path, cache, pap
     given = {flag.strip("-").replace("-", "_"): about.get("default", False) for flag, about in module.INFER_FLAGS.items()}
     with Calls():
         module.train(dataclasses.replace(cfg, bench=True))
+    with Calls(), Work():
         module.evaluate(dataclasses.replace(cfg))
         module.infer(dataclasses.replace(cfg), [str(file)], **given | ({"reference": [str(file)]} if "reference" in given else {}))
 
 
 def test_the_watch_sees_what_waits():
     x = torch.empty(4, 2, device="meta")
+    for does in (lambda: x @ torch.ones(2), lambda: x + torch.ones(2), lambda: torch.ones(4)[x[:, 0].long()]):
+        with pytest.raises(RuntimeError), Work():
+            does()
     for does in (lambda: torch.ones(4).to("meta"), lambda: x[:, [1]], lambda: x[torch.arange(2)], lambda: x[x > 0], lambda: x.cpu(), lambda: x.sum().item(),
                  lambda: bool(x.sum() > 0), lambda: x.new_tensor([1.]), lambda: torch.linalg.solve(x[:2], x[:2])):
         WAITS.clear()
