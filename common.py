@@ -32,6 +32,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
+import piq
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -457,6 +458,12 @@ def rgb_to_lab(x):
     return torch.stack([116 * Y - 16, 500 * (X - Y), 200 * (Y - Z)], 1)
 
 
+def ssim(x, truth):
+    """SSIM of pictures [B, c, H, W], truth in [-1, 1], x clamped to it: [B]. In float64: it subtracts squares, which a GPU's convolutions would round."""
+    x, truth = ((p.double() / 2 + .5).clamp(0, 1) for p in (x, truth))
+    return piq.ssim(x, truth, data_range=1., reduction="none").float()
+
+
 def grid(columns, titles=None, scale=1):
     """Pictures as a contact sheet. columns: list of [n, 3, S, S] in [-1, 1]; titles: one per column. Returns a PIL image."""
     columns = [to_uint8(column.cpu()) for column in columns]
@@ -812,6 +819,8 @@ class Run:
             if "cuda" in saved["rng"] and torch.cuda.is_available():
                 torch.cuda.set_rng_state(saved["rng"]["cuda"])
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            if _no_memory(error):
+                raise
             raise UserError(f"{path}: does not fit this training ({str(error).splitlines()[0][:90]}); "
                             "give another --run folder, or --fresh to start over") from None
         if (before := saved.get("pictures")) != (now := _count(self.data)) and before is not None:
@@ -961,17 +970,20 @@ class Run:
     def _bench(self, batch_size):
         from torch.utils.flop_counter import FlopCounterMode
         cycle = max(getattr(self.cfg, "n_critic", 1), getattr(self.cfg, "d_steps", 1))          # steps of D until G has its turn
-        warm_up, timed = 5, cycle * math.ceil((10 if self.cfg.device == "cpu" else 50) / cycle)
+        warm_up, timed = max(5, cycle), cycle * math.ceil((10 if self.cfg.device == "cpu" else 50) / cycle)
         end = self.cfg.steps // cycle * cycle                           # the last steps: every loss at its full weight
         self.timed = timed
         for k in range(warm_up + timed):
             if k == warm_up:
                 self.laps.clear()
+                if self.cfg.device.startswith("cuda"):
+                    torch.cuda.reset_peak_memory_stats()               # drawing, judges and the trials of cuDNN are over
             self.clock = time.perf_counter()
             batch = self.data.sample(batch_size)
             self._lap("data")
             yield end - (warm_up + timed - 1 - k) % cycle, batch
             self._lap("other")
+        self.peak = torch.cuda.max_memory_allocated() if self.cfg.device.startswith("cuda") else 0
         laps, counter = dict(self.laps), FlopCounterMode(display=False)      # the counted steps are no measure of time
         counter.mod_tracker = _NoModules()                          # its hooks on modules do not survive the gradient penalty's autograd.grad
         with counter:
@@ -1422,6 +1434,7 @@ def _main(paper, argv):
             if folder in (Path(file).resolve(), Path(file).resolve().parent):
                 raise UserError(f"{file}: lies where the results go, and might be overwritten; give another --out")
         extra = {flag.strip("-").replace("-", "_"): getattr(args, flag.strip("-").replace("-", "_")) for flag in paper.INFER_FLAGS}
+        torch.backends.cudnn.benchmark = False                         # trials for every new size of picture would take longer than they save
         paper.infer(cfg, args.infer, **extra)
     return 0
 
@@ -1439,15 +1452,18 @@ def _steps_fit(paper, cfg, batch_size):
 
 def _fits(paper, cfg):
     """Train (with cfg.bench: a few steps only); False if the GPU's memory is too small."""
+    fits = True
     try:
         paper.train(cfg)
-        return True
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and not (cfg.device.startswith("cuda") and _no_memory(error)):
             raise
-    gc.collect()                                                       # the training and its memory live on in cycles, such as prepare's
-    torch.cuda.empty_cache()
-    return False
+        fits = False
+    if cfg.bench or not fits:                                          # nothing of it may take memory from the training that follows
+        _state.pop("bench", None)
+        gc.collect()                                                   # it lives on in cycles, such as prepare's
+        torch.cuda.empty_cache()
+    return fits
 
 
 def table(result):
@@ -1568,14 +1584,12 @@ def bench(paper, cfg):
     """ms per step split into data, D, G; pictures/s; peak memory; FLOPs of a step and the share of the device's own matmul rate."""
     with tempfile.TemporaryDirectory() as folder:
         cuda = cfg.device.startswith("cuda")
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
         paper.train(dataclasses.replace(cfg, run=folder, bench=True))
         run = _state.pop("bench")
         ms = {k: 1e3 * v / run.timed for k, v in run.laps.items()}
         total = sum(ms.values())
-        if cuda:                                                       # before the large matrices
-            memory = f"{torch.cuda.max_memory_allocated() / 2 ** 30:.2f} GiB on the GPU"
+        if cuda:
+            memory = f"{run.peak / 2 ** 30:.2f} GiB on the GPU"
         else:
             import resource
             memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20:.2f} GiB resident"
@@ -1583,7 +1597,7 @@ def bench(paper, cfg):
         print(f"{total:.1f} ms per step: " + ", ".join(f"{k} {v:.1f}" for k, v in ms.items()) + f" (mean of {run.timed} steps)")
         print(f"{cfg.batch_size / total * 1e3:.0f} pictures/s, peak memory {memory}")
         print(f"{run.flops / 1e9:.1f} GFLOP per step, {flops / 1e12:.3f} TFLOP/s = {100 * flops / rate:.0f} % of this device's matmul rate "
-              f"({rate / 1e12:.2f} TFLOP/s in {'bfloat16' if cfg.amp else 'float32'})")
+              f"({rate / 1e12:.2f} TFLOP/s in {'bfloat16' if cfg.amp else 'TF32' if cuda else 'float32'})")
         return {"ms": ms, "flops": run.flops, "matmul_rate": rate, "batch_size": cfg.batch_size}
 
 

@@ -72,7 +72,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import piq
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -979,7 +978,7 @@ def rotation(cfg, G, album, f, gallery):
         for name, picture in (("", y), ("copy ", x), ("other ", pictures(album, other, cfg)), ("truth ", true)):
             found |= {name + "reached": ((yaw_of(picture)[:, None] - yaws).abs().argmin(1) == k).float(),
                       name + "L1": (picture - true).abs().flatten(1).mean(1) / 2,
-                      name + "SSIM": piq.ssim((picture / 2 + .5).clamp(0, 1), true / 2 + .5, data_range=1., reduction="none"),
+                      name + "SSIM": common.ssim(picture, true),
                       name + "who": (identify(faces_known, identity(picture)).cpu() == album.who[index]).float()}
         rows[pose] = {name: value.mean().item() for name, value in found.items()}
         far.append({name: value.cpu()[turned_far] for name, value in found.items()})

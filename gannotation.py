@@ -54,7 +54,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import piq
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -200,7 +199,7 @@ class Faces:
             moved = placed + amount[:, None, None] * (shape - placed)
             # Each output pixel looks where the landmarks around it came from, a distance-weighted mean of their moves
             if painted:
-                weight = torch.exp(-torch.cdist(pixels, moved) ** 2 / (2 * (.07 * S) ** 2)) + 1e-6
+                weight = torch.exp(-torch.cdist(pixels, moved, compute_mode="donot_use_mm_for_euclid_dist") ** 2 / (2 * (.07 * S) ** 2)) + 1e-6
                 pixels = pixels + weight @ (placed - moved) / weight.sum(2, keepdim=True)
             placed = moved
         if not painted:
@@ -214,16 +213,17 @@ class Faces:
         """Landmarks in bank pixels -> crop pixels [B, n, 2], and the inverse map for any points of the crop."""
         S, centre = self.cfg.image_size, points.mean(1, keepdim=True)
         s, c = turn.deg2rad().sin(), turn.deg2rad().cos()
-        m = torch.where(mirror, -1., 1.)
-        R = torch.stack([torch.stack([m * c, -m * s], 1), torch.stack([s, c], 1)], 1)                    # turn, then mirror x
-        turned = (points - centre) @ R.transpose(1, 2)
+        m, s, c = (v[:, None] for v in (torch.where(mirror, -1., 1.), s, c))
+        x, y = (points - centre).unbind(2)                             # no matrix products: a GPU would round them to eighths of a pixel
+        turned = torch.stack([m * (c * x - s * y), s * x + c * y], 2)  # turn, then mirror x
         order = common.FLIP_68 if points.shape[1] == 68 else common.FLIP_66
         turned = torch.where(mirror[:, None, None], turned[:, order.to(turned.device, non_blocking=True)], turned)
         low, high = common.crop_box(turned, tight)
         scale = S / (high - low).clamp(min=1e-3)
 
         def to_bank(p):
-            return ((p + .5) / scale[:, None] + low[:, None]) @ R + centre
+            x, y = ((p + .5) / scale[:, None] + low[:, None]).unbind(2)
+            return torch.stack([c * m * x + s * y, c * y - s * m * x], 2) + centre
 
         return (turned - low[:, None]) * scale[:, None] - .5, to_bank             # the box's corner is the crop's corner
 
@@ -761,7 +761,7 @@ def measure(cfg, G):
 
     def add(row, x, truth, points):
         values = {"L1": (x - truth).abs().flatten(1).mean(1) / 2,
-                  "SSIM": piq.ssim((x / 2 + .5).clamp(0, 1), truth / 2 + .5, data_range=1., reduction="none")}
+                  "SSIM": common.ssim(x, truth)}
         if toy:
             values["identity"] = (judges["identity"][0](x) * judges["identity"][0](truth)).sum(1)
             values["landmarks"] = (judges["landmarks"][0](x)[:, common.KEEP_66] - common.to_66(points)).norm(dim=2).mean(1)

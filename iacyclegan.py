@@ -645,11 +645,11 @@ def measure(cfg, G, phi, data):
             source, target = data.whole(index)[::1 - 2 * k]
             truth = data.whole(index, data.truth)[1 - k]
             made = truth if G is None else G[k](source)
-            grey = [grey_of(p).clamp(-1, 1) / 2 + .5 for p in (made, truth)]
+            grey = [grey_of(p).clamp(-1, 1) for p in (made, truth)]
             S = made.shape[-1]
             inner = [p[..., int(.3 * S):int(.85 * S), int(.2 * S):int(.8 * S)] for p in grey]              # brows to mouth
-            quality.append(torch.stack([piq.ssim(*grey, data_range=1., reduction="none"), piq.fsim(*grey, data_range=1., chromatic=False, reduction="none"),
-                                        piq.ssim(*inner, data_range=1., reduction="none"), (made - truth).abs().flatten(1).mean(1) / 2]))
+            fsim = piq.fsim(*(p.double() / 2 + .5 for p in grey), data_range=1., chromatic=False, reduction="none").float()
+            quality.append(torch.stack([common.ssim(*grey), fsim, common.ssim(*inner), (made - truth).abs().flatten(1).mean(1) / 2]))
             for whose, reader in readers.items():
                 for side, picture in zip(features[whose], (target, made), strict=True):
                     side.append(reader(picture))

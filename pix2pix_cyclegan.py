@@ -71,7 +71,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import piq
 import torch
 import torch.nn as nn
 from PIL import Image
@@ -706,7 +705,7 @@ def measure(cfg, translators, data):
             row = rows[name] = {}
             if data.paired:
                 row["L1"] = ((picture - truth).abs().mean() / 2).item()
-                row["SSIM"] = piq.ssim((picture / 2 + .5).clamp(0, 1), truth / 2 + .5, data_range=1.).item()
+                row["SSIM"] = common.ssim(picture, truth).mean().item()
             row |= {f"hist {c}": v.item() for c, v in zip("Lab", torch.minimum(histograms(picture), true_histograms).sum(1), strict=True)}
             row["sharpness"] = sharpness(picture) / true_sharpness
             if data.faces is not None and paint is not pencil:

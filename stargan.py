@@ -66,7 +66,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import piq
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -822,7 +821,7 @@ def measure(cfg, G, data, jury, source, d, wrong_mask=False):
                         values["others"] = wrong[:, others].mean(1)
                 if faces is not None:
                     values |= {"L1": (y - truth).abs().flatten(1).mean(1) / 2,
-                               "SSIM": piq.ssim((y / 2 + .5).clamp(0, 1), truth / 2 + .5, data_range=1., reduction="none"),
+                               "SSIM": common.ssim(y, truth),
                                "identity": (identity[0](y) * identity[0](x)).sum(1),
                                "L1 outside": ((y - x).abs() * kept).flatten(1).sum(1) / 2 / (3 * kept.flatten(1).sum(1)).clamp(min=1)}
                 elif source == d:

@@ -634,8 +634,8 @@ def _layers(face, size):
 
 
 def _chunks(face, pixels):
-    """Split a batch so that the working set of one part stays in the processor's cache (any size on a GPU)."""
-    step = max(1, (2 ** 16 if face.yaw.device.type == "cpu" else 2 ** 26) // pixels)
+    """Split a batch so that the working set of one part stays in the processor's cache; on a GPU in some GiB."""
+    step = max(1, (2 ** 16 if face.yaw.device.type == "cpu" else 2 ** 24) // pixels)
     return (face[slice(i, i + step)] for i in range(0, len(face), step))
 
 

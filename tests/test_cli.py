@@ -269,6 +269,7 @@ def test_a_batch_too_large_for_the_gpu_names_one_that_fits(call, monkeypatch):
 
     def train(cfg):
         tried.append((cfg.batch_size, cfg.bench))
+        common._state["bench"] = "networks, moments, pictures"
         if cfg.batch_size > 20:
             raise torch.OutOfMemoryError
     monkeypatch.setattr(gannotation, "train", train)
@@ -279,6 +280,8 @@ def test_a_batch_too_large_for_the_gpu_names_one_that_fits(call, monkeypatch):
     cfg = gannotation.Config(batch_size=64, fresh=True, device="cuda")
     assert not common._trains(gannotation, cfg) and tried == [(64, True)]               # the run that was there still is
     assert common._trains(gannotation, dataclasses.replace(cfg, batch_size=20)) and tried[1:] == [(20, True), (20, False)]
+    common._state.pop("bench")
+    assert common._steps_fit(gannotation, cfg, 20) and "bench" not in common._state     # or the training after it would have less memory
 
     def picky(cfg):
         if cfg.batch_size < 40:

@@ -549,3 +549,11 @@ def test_in_parallel_keeps_the_order():
 def test_rows_that_share_no_measure_get_a_heading_of_their_own():
     text = common.table({"rows": {"a": {"L1": 1.}, "b": {"L1": 2., "SSIM": .5}, "c": {"AUC": .25}}, "notes": "n"}).splitlines()
     assert [line.split() for line in text] == [["L1", "SSIM"], ["a", "1.0000"], ["b", "2.0000", "0.5000"], ["AUC"], ["c", "0.2500"], ["notes:", "n"]]
+
+
+def test_ssim_of_flat_pictures_is_that_of_their_greys():
+    a, b = torch.tensor([.8, .5]), torch.tensor([.3, .5])
+    x, y = (v[:, None, None, None].expand(2, 3, 32, 32) for v in (a, b))
+    expected = (2 * a * b + 1e-4) / (a ** 2 + b ** 2 + 1e-4)           # C1 = .01^2; nothing varies
+    assert torch.allclose(common.ssim(2 * x - 1, 2 * y - 1), expected, atol=1e-5)
+    assert torch.equal(common.ssim(x + 9, torch.ones_like(x)), torch.ones(2))                          # x is clamped
