@@ -458,10 +458,14 @@ def rgb_to_lab(x):
     return torch.stack([116 * Y - 16, 500 * (X - Y), 200 * (Y - Z)], 1)
 
 
+def to_unit(x):
+    """[-1, 1] -> [0, 1], clamped, for measures; on a GPU in float64: its convolutions would round what SSIM subtracts, squares."""
+    return ((x.double() if x.is_cuda else x) / 2 + .5).clamp(0, 1)
+
+
 def ssim(x, truth):
-    """SSIM of pictures [B, c, H, W], truth in [-1, 1], x clamped to it: [B]. In float64: it subtracts squares, which a GPU's convolutions would round."""
-    x, truth = ((p.double() / 2 + .5).clamp(0, 1) for p in (x, truth))
-    return piq.ssim(x, truth, data_range=1., reduction="none").float()
+    """SSIM of pictures [B, c, H, W] in [-1, 1] (clamped to it): [B]."""
+    return piq.ssim(to_unit(x), to_unit(truth), data_range=1., reduction="none").float()
 
 
 def grid(columns, titles=None, scale=1):
@@ -1414,14 +1418,14 @@ def _main(paper, argv):
     if args.bench:
         bench(paper, cfg)
     if args.train and not _trains(paper, cfg):
-        size = cfg.batch_size // 2
+        size, why = cfg.batch_size // 2, ""
         try:
             while size and not _steps_fit(paper, cfg, size):
                 size //= 2
-        except UserError:                                               # the paper's file refuses it, and so the smaller ones
-            size = 0
+        except UserError as error:                                      # the paper's file refuses this size, and so the smaller ones
+            size, why = 0, f" ({error})"
         raise UserError(f"--batch-size {cfg.batch_size}: too much for the memory of {hardware(cfg)}; "
-                        + (f"--batch-size {size} fits" if size else "no other fits either; give a smaller --image-size"))
+                        + (f"--batch-size {size} fits" if size else f"no other fits either{why}; give a smaller --image-size"))
     if args.train:
         cfg.weights = ""                                                # the training began with them; what follows is about its result
     if args.evaluate:
@@ -1441,13 +1445,16 @@ def _main(paper, argv):
 
 def _trains(paper, cfg):
     """Train; False if the GPU's memory is too small. --fresh ends the run that was there, but not for one that does not fit."""
-    replaces = cfg.fresh and cfg.device.startswith("cuda")
+    replaces = cfg.fresh and cfg.device.startswith("cuda") and any(Path(cfg.run).rglob("last.pt"))
     return (not replaces or _steps_fit(paper, cfg, cfg.batch_size)) and _fits(paper, cfg)
 
 
 def _steps_fit(paper, cfg, batch_size):
     with tempfile.TemporaryDirectory() as folder:
-        return _fits(paper, dataclasses.replace(cfg, batch_size=batch_size, bench=True, run=folder))
+        try:
+            return _fits(paper, dataclasses.replace(cfg, batch_size=batch_size, bench=True, run=folder))
+        except KeyboardInterrupt:
+            raise UserError(f"stopped while trying what fits into memory; {cfg.run} is as it was") from None
 
 
 def _fits(paper, cfg):

@@ -188,8 +188,8 @@ class Faces:
         if angle:
             tight, turn = (tight + 4 * self._normal(B)).clamp(min=2), (angle * self._normal(B)).clamp(-40, 40)
         mirror = torch.zeros(B, dtype=torch.bool) if mirror is None else mirror
-        on_card, turn, tight, mirror = (t.to(device, non_blocking=True) for t in (index, turn, tight, mirror))
-        placed, to_bank = self.place(self.points[on_card], turn, tight, mirror)
+        k, turn, tight, mirror = (t.to(device, non_blocking=True) for t in (index, turn, tight, mirror))
+        placed, to_bank = self.place(self.points[k], turn, tight, mirror)
         axis = torch.arange(S, device=device, dtype=torch.float32)
         pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).flatten(0, 1).expand(B, -1, -1)        # [B, S*S, 2]
         if bend is not None and bend.any():
@@ -484,10 +484,10 @@ class Perception(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.vgg = None
-        for name, of_imagenet in ("mean", (.485, .456, .406)), ("std", (.229, .224, .225)):
-            self.register_buffer(name, torch.tensor(of_imagenet)[:, None, None])
         if cfg.perceptual == "vgg":
             import torchvision
+            for name, of_imagenet in ("mean", (.485, .456, .406)), ("std", (.229, .224, .225)):
+                self.register_buffer(name, torch.tensor(of_imagenet)[:, None, None])
             try:
                 self.vgg = torchvision.models.vgg16(weights=torchvision.models.VGG16_Weights.IMAGENET1K_V1).features[:23]
                 for layer in self.vgg:

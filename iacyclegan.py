@@ -525,7 +525,7 @@ def tune(cfg, phi, data, G):
     torch.manual_seed(cfg.seed)                                        # of --glances
     phi, g = [copy.deepcopy(one) for one in phi], torch.Generator().manual_seed(cfg.seed)
     for name, one, real, other, paint in zip(("phi_X", "phi_Y"), phi, (data.X, data.Y), (data.Y, data.X), (1, 0), strict=True):
-        optimiser, losses = torch.optim.Adam(one.parameters(), cfg.recogniser_lr), []
+        optimiser, losses = torch.optim.Adam(one.parameters(), cfg.recogniser_lr, fused=True), []
         for _ in tqdm(range(cfg.recogniser_steps), f"tuning {name}", disable=not sys.stderr.isatty()):
             person = torch.randperm(len(data), generator=g)[:cfg.recogniser_people]
             shown = [data.view(real, person, g) for _ in range(2)]
@@ -648,7 +648,7 @@ def measure(cfg, G, phi, data):
             grey = [grey_of(p).clamp(-1, 1) for p in (made, truth)]
             S = made.shape[-1]
             inner = [p[..., int(.3 * S):int(.85 * S), int(.2 * S):int(.8 * S)] for p in grey]              # brows to mouth
-            fsim = piq.fsim(*(p.double() / 2 + .5 for p in grey), data_range=1., chromatic=False, reduction="none").float()
+            fsim = piq.fsim(*map(common.to_unit, grey), data_range=1., chromatic=False, reduction="none").float()
             quality.append(torch.stack([common.ssim(*grey), fsim, common.ssim(*inner), (made - truth).abs().flatten(1).mean(1) / 2]))
             for whose, reader in readers.items():
                 for side, picture in zip(features[whose], (target, made), strict=True):

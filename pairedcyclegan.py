@@ -233,7 +233,8 @@ def pixels(h, w, device):
 def look(pictures, where, size, padding="border"):
     """pictures [B, c, H, W] at the places `where` [B, size * size, 2], as [B, c, size, size] (size: a number or (h, w))."""
     h, w = size if isinstance(size, tuple) else (size, size)
-    where = torch.stack([(place + .5) / side * 2 - 1 for place, side in zip(where.unbind(-1), pictures.shape[:1:-1], strict=True)], -1)
+    H, W = pictures.shape[2:]
+    where = torch.stack([(where[..., 0] + .5) / W * 2 - 1, (where[..., 1] + .5) / H * 2 - 1], -1)
     return F_.grid_sample(pictures, where.reshape(-1, h, w, 2), mode="bilinear", padding_mode=padding, align_corners=False)
 
 
@@ -282,7 +283,7 @@ LIFT = .05                                                             # added t
 
 def skin_colour(pictures, anchors):
     """The median colour within the outline of faces [B, 3, S, S]: [B, 3], in LIFT ... 1 + LIFT."""
-    face = inside(anchors[:, OUTLINE.to(anchors.device)], pictures.shape[-1]).expand_as(pictures)
+    face = inside(anchors[:, OUTLINE.to(anchors.device, non_blocking=True)], pictures.shape[-1]).expand_as(pictures)
     return (pictures / 2 + .5 + LIFT).masked_fill(~face, torch.nan).flatten(2).nanmedian(2)[0]
 
 

@@ -19,13 +19,14 @@ import common
 import drgan
 import gannotation
 import iacyclegan
+import pairedcyclegan
 import test_gannotation
 import test_hostile
-import toyfaces
+from conftest import blind_judges
 from test_numerics import MODELS
 
 WAITS = set()                                                          # what was waited for, and in which lines
-TOLD_BY_NUMBERS = {                                                    # and what stands in for it
+FETCHES = {                                                            # calls that fetch numbers from the card, and an answer in their stead
     torch.Tensor.cpu: lambda t: torch.zeros_like(t, device="cpu"),
     torch.Tensor.tolist: lambda t: torch.zeros(t.shape).tolist(),
     torch.Tensor.item: lambda t: .5,
@@ -36,7 +37,7 @@ TOLD_BY_NUMBERS = {                                                    # and wha
     torch.Tensor.nonzero: lambda t: t.new_zeros(1, t.dim(), dtype=torch.long),
     torch.bincount: lambda t, weights=None, minlength=0: t.new_zeros(minlength),
 }
-MADE_OF_NUMBERS = torch.tensor, torch.Tensor.new_tensor
+SENDS = torch.tensor, torch.as_tensor, torch.Tensor.new_tensor              # calls that send it numbers
 
 
 def note(what):
@@ -44,8 +45,9 @@ def note(what):
     WAITS.add(f"{what}: " + " < ".join(f"{file.name}:{line}" for file, line in lines if file.parent == Path(common.__file__).parent))
 
 
-def places(things):
-    return {t.device.type for t in torch.utils._pytree.tree_leaves(things) if torch.is_tensor(t) and t.dim()}
+def places(things, scalars=False):
+    """Where the tensors among the things lie. (A scalar of the processor may meet what is on the card.)"""
+    return {t.device.type for t in torch.utils._pytree.tree_leaves(things) if torch.is_tensor(t) and (scalars or t.dim())}
 
 
 class Calls(TorchFunctionMode):
@@ -53,18 +55,18 @@ class Calls(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, on_card = kwargs or {}, bool(args) and torch.is_tensor(args[0]) and args[0].is_meta
-        if on_card and func in TOLD_BY_NUMBERS:
+        if on_card and func in FETCHES:
             note(func.__name__)
-            return TOLD_BY_NUMBERS[func](*args, **kwargs)
-        if on_card and func is torch.Tensor.__getitem__:
+            return FETCHES[func](*args, **kwargs)
+        if on_card and func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
             index = args[1] if isinstance(args[1], tuple) else [args[1]]
-            if any(torch.is_tensor(i) and i.dtype == torch.bool for i in index):
+            if any(torch.is_tensor(i) and i.dtype == torch.bool for i in index) and not isinstance(args[-1], (int, float)):
                 note("a mask as index")
                 return args[0]
             if any(isinstance(i, (list, tuple)) for i in index):
                 note("a list as index")
         out = func(*args, **kwargs)
-        if func in MADE_OF_NUMBERS and out.is_meta:
+        if func in SENDS and out.is_meta and not torch.is_tensor(args[func is torch.Tensor.new_tensor]):
             note("a tensor of the processor's numbers")
         return out
 
@@ -74,12 +76,13 @@ class Work(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
-        given, copies = places((args, kwargs)), name in ("_to_copy", "copy_")
-        if len(given) > 1 and not copies and not ("index" in name and args[0].is_meta):                # an index may lie on the processor
+        copies = name in ("_to_copy", "copy_")
+        given = places((args, kwargs), copies)
+        if len(given) > 1 and not copies and not (name in ("index", "index_put", "index_put_") and args[0].is_meta):       # an index may lie elsewhere
             raise RuntimeError(f"{name} mixes what lies on the card with what lies on the processor")
         out = func(*args, **kwargs)
         sent = copies and (kwargs.get("non_blocking") or args[2:] == (True,))
-        if "check_errors" in name or (len(given | places(out)) > 1 and not sent):
+        if "check_errors" in name or (len(given | places(out, copies)) > 1 and not sent):
             note(name)
         return out
 
@@ -98,11 +101,11 @@ def card(monkeypatch):
 
     def put_in():
         adam = torch.optim.Adam
-        monkeypatch.setattr(toyfaces, "judge", lambda kind, *_: (toyfaces.Judge(kind).eval().requires_grad_(False).to("meta"), 1.))
+        blind_judges(monkeypatch, "meta")
         monkeypatch.setattr(common, "toy_bank",
                             lambda cfg, faces, size, paint=None: torch.zeros(len(faces), 3, size, size, dtype=torch.uint8, device=cfg.device))
-        monkeypatch.setattr(torch.optim, "Adam", lambda *args, fused: adam(*args))                      # meta knows neither
-        monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+        monkeypatch.setattr(torch.optim, "Adam", lambda *args, fused: adam(*args))                      # meta has no fused Adam
+        monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())    # and no bfloat16 of its own
         monkeypatch.setattr(common.Run, "batches", batches)
     return put_in
 
@@ -128,6 +131,23 @@ MORE = [("stargan", dict(toy="expressions")), ("gannotation", dict(adversarial="
 @pytest.mark.parametrize(("paper", "more"), MODELS + MORE, ids=str)
 def test_no_step_waits_for_the_card(waits, paper, more):
     assert not waits(paper, **more)
+
+
+@pytest.mark.parametrize("region", ["eyes", "lips"])
+def test_no_step_of_a_region_waits(waits, monkeypatch, region):
+    monkeypatch.setattr(pairedcyclegan, "regions_of", lambda cfg: (region,))
+    assert not waits("pairedcyclegan", regions="parts")
+
+
+def test_tuning_a_recogniser_does_not_wait(card, tmp_path, cache):
+    card()
+    cfg = iacyclegan.Config(**test_hostile.TINY["iacyclegan"] | dict(cache=cache, run=str(tmp_path), device="meta", amp=False))
+    with Calls():
+        data, phi = iacyclegan.make_data(cfg), [iacyclegan.Recogniser(cfg).to("meta") for _ in "XY"]
+        WAITS.clear()
+        with Work():
+            iacyclegan.tune(cfg, phi, data, None)
+    assert {what.split(":")[0] for what in WAITS} <= {"__format__"}                                     # of the loss that is told at the end
 
 
 def test_views_of_photographs_do_not_wait(waits, tmp_path):
@@ -156,7 +176,7 @@ def test_what_is_on_the_card_stays_there(card, monkeypatch, tmp_path, cache, pap
     cfg = module.Config(**test_hostile.TINY[paper] | dict(cache=cache, run=str(tmp_path), device="cpu", amp=False) | more)
     module.train(cfg)
     card()
-    cfg, file = dataclasses.replace(cfg, device="meta", cache=str(tmp_path)), tmp_path / "face.png"
+    cfg, file = dataclasses.replace(cfg, device="meta", cache=str(tmp_path)), tmp_path / "face.png"     # what meta trains is no use to other tests
     test_hostile.face().save(file)
     for name in ("log", "sample"):
         monkeypatch.setattr(common.Run, name, lambda *_, **__: None)
@@ -166,17 +186,18 @@ def test_what_is_on_the_card_stays_there(card, monkeypatch, tmp_path, cache, pap
     with Calls():
         module.train(dataclasses.replace(cfg, bench=True))
     with Calls(), Work():
-        module.evaluate(dataclasses.replace(cfg))
+        module.evaluate(dataclasses.replace(cfg))                      # which writes into its cfg
         module.infer(dataclasses.replace(cfg), [str(file)], **given | ({"reference": [str(file)]} if "reference" in given else {}))
 
 
 def test_the_watch_sees_what_waits():
     x = torch.empty(4, 2, device="meta")
-    for does in (lambda: x @ torch.ones(2), lambda: x + torch.ones(2), lambda: torch.ones(4)[x[:, 0].long()]):
+    for does in (lambda: x @ torch.ones(2), lambda: x + torch.ones(2), lambda: torch.ones(4)[x[:, 0].long()], lambda: x.index_select(0, torch.arange(2))):
         with pytest.raises(RuntimeError), Work():
             does()
     for does in (lambda: torch.ones(4).to("meta"), lambda: x[:, [1]], lambda: x[torch.arange(2)], lambda: x[x > 0], lambda: x.cpu(), lambda: x.sum().item(),
-                 lambda: bool(x.sum() > 0), lambda: x.new_tensor([1.]), lambda: torch.linalg.solve(x[:2], x[:2])):
+                 lambda: bool(x.sum() > 0), lambda: x.new_tensor([1.]), lambda: torch.as_tensor([1.], device="meta"),
+                 lambda: torch.tensor(1.).to("meta"), lambda: x.__setitem__(x > 0, x[0, 0]), lambda: torch.linalg.solve(x[:2], x[:2])):
         WAITS.clear()
         with Calls(), Work():
             does()

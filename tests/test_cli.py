@@ -277,10 +277,11 @@ def test_a_batch_too_large_for_the_gpu_names_one_that_fits(call, monkeypatch):
     assert code == 2 and err.startswith("error: --batch-size 64: too much") and err.endswith("--batch-size 16 fits\n")
     assert tried == [(64, False), (32, True), (16, True)]
     tried.clear()
-    cfg = gannotation.Config(batch_size=64, fresh=True, device="cuda")
+    cfg = gannotation.Config(batch_size=64, fresh=True, device="cuda", run="run")
+    Path("run").mkdir()
+    Path("run/last.pt").touch()
     assert not common._trains(gannotation, cfg) and tried == [(64, True)]               # the run that was there still is
     assert common._trains(gannotation, dataclasses.replace(cfg, batch_size=20)) and tried[1:] == [(20, True), (20, False)]
-    common._state.pop("bench")
     assert common._steps_fit(gannotation, cfg, 20) and "bench" not in common._state     # or the training after it would have less memory
 
     def picky(cfg):
@@ -289,7 +290,7 @@ def test_a_batch_too_large_for_the_gpu_names_one_that_fits(call, monkeypatch):
         raise torch.OutOfMemoryError
     monkeypatch.setattr(gannotation, "train", picky)
     code, _, err = call("--train", "--batch-size", "64", "--device", "cpu")
-    assert code == 2 and "no other fits either" in err
+    assert code == 2 and "no other fits either (--batch-size 32: expected at least 40)" in err
     monkeypatch.setattr(gannotation, "train", lambda cfg: torch.empty(2 ** 60))         # a processor's memory
     code, _, err = call("--train", "--device", "cpu")
     assert code == 2 and err.startswith("error: out of memory")
