@@ -170,6 +170,7 @@ def test_the_recognisers_of_photographs_do_not_wait(monkeypatch):
     assert not WAITS
 
 
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
 @pytest.mark.parametrize(("paper", "more"), MODELS, ids=str)
 def test_what_is_on_the_card_stays_there(card, monkeypatch, tmp_path, cache, paper, more):
     module = importlib.import_module(paper)
