@@ -973,7 +973,7 @@ class Run:
 
     def _bench(self, batch_size):
         from torch.utils.flop_counter import FlopCounterMode
-        cycle = max(getattr(self.cfg, "n_critic", 1), getattr(self.cfg, "d_steps", 1))          # steps of D until G has its turn
+        cycle = d_steps_per_G(self.cfg)
         warm_up, timed = max(5, cycle), cycle * math.ceil((10 if self.cfg.device == "cpu" else 50) / cycle)
         end = self.cfg.steps // cycle * cycle                           # the last steps: every loss at its full weight
         self.timed = timed
@@ -995,6 +995,11 @@ class Run:
                 yield end - k, self.data.sample(batch_size)
         self.laps, self.flops = laps, counter.get_total_flops() / cycle
         _state["bench"] = self
+
+
+def d_steps_per_G(cfg):
+    """Steps of D until G has its turn, under whichever of its names the paper knows them."""
+    return max(getattr(cfg, "n_critic", 1), getattr(cfg, "d_steps", 1))
 
 
 def _count(data):
@@ -1450,6 +1455,7 @@ def _trains(paper, cfg):
 
 
 def _steps_fit(paper, cfg, batch_size):
+    """Do a few steps of this batch size fit into the GPU's memory? In a folder of their own: cfg.run is left alone."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             return _fits(paper, dataclasses.replace(cfg, batch_size=batch_size, bench=True, run=folder))

@@ -645,7 +645,7 @@ def measure(cfg, G, phi, data):
             source, target = data.whole(index)[::1 - 2 * k]
             truth = data.whole(index, data.truth)[1 - k]
             made = truth if G is None else G[k](source)
-            grey = [grey_of(p).clamp(-1, 1) for p in (made, truth)]
+            grey = [grey_of(p) for p in (made, truth)]
             S = made.shape[-1]
             inner = [p[..., int(.3 * S):int(.85 * S), int(.2 * S):int(.8 * S)] for p in grey]              # brows to mouth
             fsim = piq.fsim(*map(common.to_unit, grey), data_range=1., chromatic=False, reduction="none").float()

@@ -93,7 +93,7 @@ def card(monkeypatch):
     test_hostile.quick(monkeypatch)
 
     def batches(run, batch_size):
-        cycle, run.clock = max(getattr(run.cfg, "n_critic", 1), getattr(run.cfg, "d_steps", 1)), 0.
+        cycle, run.clock = common.d_steps_per_G(run.cfg), 0.
         WAITS.clear()                                                  # until now things were made ready
         with Work():
             for step in (1, run.cfg.steps // cycle * cycle):
