@@ -1,4 +1,4 @@
-"""What the notebooks share: showing pictures, an equation beside its code, and one training step looked at from inside.
+"""What the notebooks share: pictures, an equation beside its code, and one training step looked at from inside.
 
 Nothing here knows an algorithm. Everything is asked of the papers' own files.
 """
@@ -18,13 +18,15 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from IPython.display import Image, Markdown, display  # noqa: E402
 
-import common  # noqa: E402
+from lab.cli import loss_functions, tests_of  # noqa: E402
+from lab.files import read_jsonl  # noqa: E402
+from lab.run import Run  # noqa: E402
 
 CACHE = str(ROOT / "runs" / "cache")
 
 
 def picture(image, width=None):
-    """A PIL image as one of the notebook's, small on disk. (A palette would be smaller, but it loses the colour of an eye shadow.)"""
+    """A PIL image as one of the notebook's, small on disk."""
     file = io.BytesIO()
     image.convert("RGB").save(file, "jpeg", quality=78)
     return Image(file.getvalue(), width=width or image.width)
@@ -35,7 +37,7 @@ def show(image, width=None):
 
 
 def plot(drawing):
-    """A matplotlib figure made by common.figure."""
+    """A matplotlib figure made by lab.images.figure."""
     file = io.BytesIO()
     drawing.savefig(file, format="png", dpi=90)
     display(Image(file.getvalue()))
@@ -73,43 +75,50 @@ def settings(paper, **changes):
 
 
 def watch(paper, cfg, train=None):
-    """One step of paper.train (or of `train`), the last of its schedule: what each loss was given, what it gave, and whose weights it moves.
+    """The last step of paper.train (or of `train`): what each loss was given, what it gave, and whom it moves.
 
     Returns a list of dicts: loss, shapes, value, update (the optimiser that stepped on it), moves (names of networks).
     """
-    calls, rows, update = [], [], common.Run.update
-    originals = {name: f for name, f in common.loss_functions(paper).items() if name.startswith("loss_")}
+    calls, rows, runs, backward, begin = [], [], [], torch.Tensor.backward, Run._begin
+    originals = {name: f for name, f in loss_functions(paper).items() if name.startswith("loss_")}
 
     def recorded(name, f):
         def loss(*args, **kwargs):
             value = f(*args, **kwargs)
-            values = value if isinstance(value, (tuple, list)) else [value]
             shapes = [tuple(a.shape) for a in args if torch.is_tensor(a)]
-            calls.extend(dict(loss=name, shapes=shapes, value=v) for v in values if torch.is_tensor(v) and v.requires_grad)
+            if torch.is_tensor(value) and value.requires_grad:
+                calls.append(dict(loss=name, shapes=shapes, value=value))
             return value
         return loss
 
-    def looked_at(self, name, loss):
+    def moved(value, net):
+        weights = [p for p in net.parameters() if p.requires_grad]
+        grads = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True) if weights else []
+        return any(g is not None and g.abs().sum() > 0 for g in grads)
+
+    def looked_at(total, *args, **kwargs):
         for call in calls:
-            moves = []
-            for net_name, net in self.nets.items():
-                weights = [p for p in net.parameters() if p.requires_grad]
-                if weights:
-                    grads = torch.autograd.grad(call["value"], weights, retain_graph=True, allow_unused=True)
-                    if any(g is not None and g.abs().sum() > 0 for g in grads):
-                        moves.append(net_name)
-            rows.append(dict(call, value=call["value"].item(), update=name, moves=moves))
+            moves = [name for name, net in runs[-1].nets.items() if moved(call["value"], net)]
+            rows.append(dict(call, value=call["value"].item(), moves=moves, update=""))
         calls.clear()
-        update(self, name, loss)
+        return backward(total, *args, **kwargs)
+
+    def begun(run, end):
+        if run not in runs:
+            runs.append(run)
+            for name, optimiser in run.opts.items():
+                optimiser.register_step_post_hook(
+                    lambda *_, name=name: [row.update(update=name) for row in rows if not row["update"]])
+        begin(run, end)
 
     try:
         for name, f in originals.items():
             setattr(paper, name, recorded(name, f))
-        common.Run.update = looked_at
+        torch.Tensor.backward, Run._begin = looked_at, begun
         with quiet():
             (train or paper.train)(dataclasses.replace(cfg, steps=1, log_every=10, sample_every=10))
     finally:
-        common.Run.update = update
+        torch.Tensor.backward, Run._begin = backward, begin
         for name, f in originals.items():
             setattr(paper, name, f)
     return rows
@@ -121,7 +130,8 @@ def equation(paper, name, rows=()):
     for row in rows:
         if row["loss"] == name:
             shapes = ", ".join(" x ".join(map(str, shape)) for shape in row["shapes"]) or "networks alone"
-            display(Markdown(f"given {shapes}: **{row['value']:.4f}**; moves {' and '.join(row['moves']) or 'nothing'}"))
+            moved = " and ".join(row["moves"]) or "nothing"
+            display(Markdown(f"given {shapes}: **{row['value']:.4f}**; moves {moved}"))
             break
 
 
@@ -132,26 +142,29 @@ def routes(rows):
     for row in rows:
         table.setdefault(row["loss"], set()).update(row["moves"])
     lines = ["| loss | " + " | ".join(nets) + " |", "|---|" + "---|" * len(nets)]
-    lines += [f"| `{loss}` | " + " | ".join("moved" if net in moved else "" for net in nets) + " |" for loss, moved in table.items()]
+    for loss, moved in table.items():
+        lines.append(f"| `{loss}` | " + " | ".join("moved" if net in moved else "" for net in nets) + " |")
     display(Markdown("\n".join(lines)))
 
 
 def train(paper, cfg, width=900):
     """A short training; its newest sample grid and line of the log stand below the cell, and change as it goes on."""
-    grid, words, sample = display(Markdown(""), display_id=True), display(Markdown(""), display_id=True), common.Run.sample
+    grid, words = display(Markdown(""), display_id=True), display(Markdown(""), display_id=True)
+    sample = Run.sample
 
     def live(self, step, image):
         sample(self, step, image)
         grid.update(picture(image, width))
-        line = common.read_jsonl(self.folder / "metrics.jsonl")[-1]
+        line = read_jsonl(self.folder / "metrics.jsonl")[-1]
         words.update(Markdown(f"step {step} of {self.cfg.steps}, {line['seconds']:.0f} s, health: {line['health']}"))
 
-    common.Run.sample = live
+    Run.sample = live
+    every = max(10, cfg.steps // 8)
     try:
         with quiet():
-            paper.train(dataclasses.replace(cfg, **dict.fromkeys(("log_every", "sample_every"), max(10, cfg.steps // 8))))
+            paper.train(dataclasses.replace(cfg, log_every=every, sample_every=every))
     finally:
-        common.Run.sample = sample
+        Run.sample = sample
 
 
 def result(name):
@@ -160,7 +173,8 @@ def result(name):
     lines = ["| claim | without | with | verdict |", "|---|---|---|---|"]
     for c in report.get("claims", []):
         lines.append(f"| {c['what']} | {c['without']} | {c['with']} | {c.get('verdict', report['verdict'])} |")
-    how = f"`{report['command']}`, seeds {', '.join(map(str, report['seeds']))}, {report['hardware']}, commit {report['commit']}"
+    seeds = ", ".join(map(str, report["seeds"]))
+    how = f"`{report['command']}`, seeds {seeds}, {report['hardware']}, commit {report['commit']}"
     display(Markdown("\n".join(lines) + "\n\n" + how))
     for criterion, met in report.get("criteria", {}).items():
         print(f"{'yes' if met else 'no ':4} {criterion}")
@@ -170,8 +184,10 @@ def rows(name, measure):
     """One measure of every row of a report of notebooks/results, mean and spread over its seeds."""
     found = json.loads((ROOT / "notebooks" / "results" / f"{name}.json").read_text())["rows"]
     lines = [f"| row | {measure} |", "|---|---|"]
-    lines += [f"| {row.removesuffix(', mean')} | {found[row][measure]:.4f} ± {found[row.removesuffix('mean') + 'std'][measure]:.4f} |"
-              for row in found if row.endswith(", mean") and measure in found[row]]
+    for row in found:
+        if row.endswith(", mean") and measure in found[row]:
+            std = found[row.removesuffix("mean") + "std"][measure]
+            lines.append(f"| {row.removesuffix(', mean')} | {found[row][measure]:.4f} ± {std:.4f} |")
     display(Markdown("\n".join(lines)))
 
 
@@ -185,11 +201,12 @@ def yours(paper, **functions):
     """The project's own tests of these functions, run on yours in their place."""
     import pytest
     for name, mine in functions.items():
-        original, tests = getattr(paper, name), common.tests_of(name, ROOT / "tests")
+        original, tests = getattr(paper, name), tests_of(name, ROOT / "tests")
         setattr(paper, name, mine)
         try:
             with contextlib.redirect_stdout(io.StringIO()) as said:
-                ended = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *(str(ROOT / "tests" / test) for test in tests)])
+                ended = pytest.main(["-q", "-x", "-p", "no:cacheprovider",
+                                     *(str(ROOT / "tests" / test) for test in tests)])
         finally:
             setattr(paper, name, original)
         print(f"{name}: {len(tests)} tests " + ("passed" if ended == 0 else "FAILED\n" + said.getvalue()[-1500:]))

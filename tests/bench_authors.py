@@ -1,8 +1,8 @@
-"""Our training step against one in the manner of the authors' code:  python tests/bench_authors.py  writes README's table.
+"""Our training step against one in the manner of the authors' code:  python tests/bench_authors.py  (into notebooks/results)
 
-The manner: float32, one pass through D for real and one for generated pictures, the gradient penalty with a graph of its own,
-StarGAN's D neither frozen nor spared in G's step and G's graph kept in D's, Adam without fusing, losses read off after every step.
-The networks, with nn.LeakyReLU, the batches and all random numbers are ours. Both take turns, step by step, in one process.
+The manner: float32, StarGAN's G(x, c) anew for G's step and its D neither frozen nor spared there, Adam without fusing,
+losses read off after every step. The networks, the batches and all random numbers are ours. Both take turns, step by
+step, in one process.
 """
 import contextlib
 import dataclasses
@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,12 @@ import torch.nn.functional as F
 import results_table
 
 sys.path.insert(0, str(results_table.ROOT))
-import common  # noqa: E402
+import lab  # noqa: E402
 import pix2pix_cyclegan  # noqa: E402
 import stargan  # noqa: E402
+from lab.files import read_jsonl  # noqa: E402
+from lab.machine import commit, hardware, resolve_device  # noqa: E402
+from lab.run import Run  # noqa: E402
 
 WARM_UP, CYCLES = 5, 60                                                # a cycle: the steps of D until G has its turn
 MODELS = (("stargan", stargan, {}), ("pix2pix", pix2pix_cyclegan, dict(model="pix2pix")), ("cyclegan", pix2pix_cyclegan, dict(model="cyclegan")))
@@ -30,11 +34,8 @@ def adam(cfg, *nets):
 
 
 def theirs_of(cfg, nets):
-    """The networks on the device, with PyTorch's own LeakyReLU: common's spares the gradient penalty a backward pass of zeros."""
-    for layer in (layer for net in nets for layer in net.to(cfg.device).modules()):
-        if isinstance(layer, common.LeakyReLU):
-            layer.__class__ = torch.nn.LeakyReLU
-    return nets
+    """The networks on the device."""
+    return [net.to(cfg.device) for net in nets]
 
 
 def descend(optimiser, loss):
@@ -54,9 +55,9 @@ def stargan_step(cfg):
     def step(k):
         (x_real, label_org), = data.sample(cfg.batch_size)
         label_trg = label_org[torch.randperm(len(label_org))]
+        x_fake = G(x_real, label_trg)
         src, cls = D(x_real)
         real, cls_real = -src.mean(), F.binary_cross_entropy_with_logits(cls, label_org, reduction="sum") / len(cls)
-        x_fake = G(x_real, label_trg)
         fake = D(x_fake.detach())[0].mean()
         alpha = torch.rand(len(x_real), 1, 1, 1, device=x_real.device)
         x_hat = (alpha * x_real + (1 - alpha) * x_fake.detach()).requires_grad_(True)
@@ -64,14 +65,14 @@ def stargan_step(cfg):
         slope, = torch.autograd.grad(out, x_hat, torch.ones_like(out), create_graph=True)
         gp = ((slope.view(len(slope), -1).pow(2).sum(1).sqrt() - 1) ** 2).mean()
         descend(opt_D, real + fake + cfg.lambda_cls * cls_real + cfg.lambda_gp * gp)
-        said.update(D=(real + fake).item(), cls_real=cfg.lambda_cls * cls_real.item(), gp=cfg.lambda_gp * gp.item())
+        said.update(adv_D=(real + fake).item(), cls_real=cls_real.item(), gp=gp.item())
         if k % cfg.n_critic == 0:
             x_fake = G(x_real, label_trg)
             src, cls = D(x_fake)
             adv, cls_fake = -src.mean(), F.binary_cross_entropy_with_logits(cls, label_trg, reduction="sum") / len(cls)
             rec = (x_real - G(x_fake, label_org)).abs().mean()
             descend(opt_G, adv + cfg.lambda_rec * rec + cfg.lambda_cls * cls_fake)
-            said.update(adv=adv.item(), cls_fake=cfg.lambda_cls * cls_fake.item(), rec=cfg.lambda_rec * rec.item())
+            said.update(adv_G=adv.item(), cls_fake=cls_fake.item(), rec=rec.item())
         return said
     return step
 
@@ -142,8 +143,9 @@ def theirs(model, cfg, steps):
 
 
 def side_by_side(model, paper, cfg, folder):
-    """(ms of their step in float32, ms of ours as in cfg, how many times faster): medians over CYCLES in which they take turns, step by step."""
-    step, cycle, wait = STEPS[model](cfg), getattr(cfg, "n_critic", 1), torch.cuda.synchronize if cfg.device.startswith("cuda") else lambda: None
+    """(ms of their step in float32, of ours as in cfg, how many times faster): medians over CYCLES, taking turns."""
+    step, cycle = STEPS[model](cfg), getattr(cfg, "n_critic", 1)
+    wait = torch.cuda.synchronize if cfg.device.startswith("cuda") else lambda: None
     lasted = {"theirs": [], "ours": []}
 
     @contextlib.contextmanager
@@ -154,50 +156,58 @@ def side_by_side(model, paper, cfg, folder):
         wait()
         lasted[name].append(1e3 * (time.perf_counter() - start))
 
-    def batches(run, batch_size):
-        run.clock = 0.
-        for k in range(1, (WARM_UP + CYCLES) * cycle + 1):
-            with clock("theirs"):
-                step(k)
-            with clock("ours"):
-                yield k, run.data.sample(batch_size)
+    class InTurns(Run):
+        def batches(self, batch_size, until=None):
+            for k in range(1, (WARM_UP + CYCLES) * cycle + 1) if until is None else ():
+                with clock("theirs"):
+                    step(k)
+                with clock("ours"):
+                    yield k, self.data.sample(batch_size)
 
-    usual, common.Run.batches = common.Run.batches, batches
-    try:
-        paper.train(dataclasses.replace(cfg, run=folder, bench=True))
-    finally:
-        common.Run.batches = usual
+        def logs(self, step):
+            return False
+
+        samples = logs
+
+    with mock.patch.object(paper, "Run", InTurns):
+        paper.train(dataclasses.replace(cfg, run=folder))
     a, b = (torch.tensor(lasted[name]).view(-1, cycle).mean(1)[WARM_UP:] for name in ("theirs", "ours"))
     return a.median().item(), b.median().item(), (a / b).median().item()
 
 
 def after(paper, cfg, folder, steps):
     """Our losses after `steps` steps of a longer training, in which the learning rate does not fall yet."""
-    paper.train(dataclasses.replace(cfg, run=folder, steps=9 * steps, decay_from=1., stop_after=steps, log_every=steps, sample_every=99 * steps))
-    return {k[2:]: v for k, v in common.read_jsonl(Path(folder) / "metrics.jsonl")[-1].items() if k.startswith("L_")}
+    longer = dict(steps=9 * steps, decay_from=1., stop_after=steps, log_every=steps, sample_every=99 * steps)
+    paper.train(dataclasses.replace(cfg, run=folder, **longer))
+    last = read_jsonl(Path(folder) / "metrics.jsonl")[-1]
+    return {k[2:]: v for k, v in last.items() if k.startswith("L_")}
+
+
+COLUMNS = ["model", "recipe", "theirs, float32", "ours, float32", "times", "ours, bfloat16", "times", "losses apart"]
+ABOUT = ("`python tests/bench_authors.py`, {}, commit {}. Our step against one in the manner of the authors' code (gradients "
+         "nobody uses, numbers fetched after every step). ms a step and how many times faster, medians; the largest "
+         "difference of a loss after 50 steps in float32 from the same weights, batches and random numbers, beside the "
+         "largest loss.")
 
 
 def main():
-    common._state["quiet"] = True
-    lines = []
+    lab.quiet = True
+    rows = []
     for model, paper, more in MODELS:
-        settings = paper.SMALL | dict(people=40) | more
-        exact, half = paper.Config(**settings, amp=False), paper.Config(**settings)
-        common.settle(exact), common.settle(half)
+        settings = paper.SMALL | dict(people=40) | ({"copy_steps": 0} if model == "stargan" else {}) | more
+        exact, half = paper.Config(**settings, amp=False), paper.Config(**settings, amp=True)
+        resolve_device(exact), resolve_device(half)
         with tempfile.TemporaryDirectory() as folder:
             a, b = theirs(model, exact, 50), after(paper, exact, folder, 50)
-            apart = f"{max(abs(a[k] - b[k]) for k in a):.1e} of {max(map(abs, a.values())):.2g}"
+            shared = a.keys() & b.keys()
+            apart = f"{max(abs(a[k] - b[k]) for k in shared):.1e} of {max(map(abs, a.values())):.2g}"
             ms, mine, times = side_by_side(model, paper, exact, folder)
-            rates = f"{mine:.0f} | {times:.2f}"
-            rates += " | {1:.0f} | {2:.2f}".format(*side_by_side(model, paper, half, folder)) if half.amp else " | - | -"
-        lines.append(f"| {model} | {exact.image_size} px, batch {exact.batch_size} | {ms:.0f} | {rates} | {apart} |\n")
-        print(lines[-1], end="", flush=True)
-    head = ("Our step against one in the manner of the authors' code: two passes through D where one serves, gradients nobody uses, numbers fetched\n"
-            f"after every step, PyTorch's own LeakyReLU. {common.hardware(exact)}, commit {common.commit()}. ms per step and how many times\n"
-            "faster, medians; the largest difference of a loss after 50 steps in float32 from the same weights, batches and random numbers,\n"
-            "beside the largest loss.\n\n"
-            "| model | recipe | theirs, float32 | ours, float32 | times | ours, bfloat16 | times | losses apart |\n|---|---|---|---|---|---|---|---|\n")
-    results_table.write("authors", "python tests/bench_authors.py", head + "".join(lines))
+            _, halves, half_times = side_by_side(model, paper, half, folder)
+        rows.append([model, f"{exact.image_size} px, batch {exact.batch_size}", f"{ms:.0f}", f"{mine:.0f}",
+                     f"{times:.2f}", f"{halves:.0f}", f"{half_times:.2f}", apart])
+        print(" | ".join(rows[-1]), flush=True)
+    about = ABOUT.format(hardware(exact), commit())
+    results_table.write("authors", {"about": about, "columns": COLUMNS, "rows": rows})
 
 
 if __name__ == "__main__":

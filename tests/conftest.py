@@ -8,24 +8,46 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-if "PYTEST_XDIST_WORKER" in os.environ:                                # a worker on every core: one thread each, in what it starts, too
+# a worker on every core: one thread each, in what it starts, too
+if "PYTEST_XDIST_WORKER" in os.environ:                    # a worker on every core: one thread each, in what it starts, too
     os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+
+PAPERS = "stargan", "gannotation", "drgan", "iacyclegan", "pairedcyclegan", "pix2pix_cyclegan"
 
 
-def blind_judges(monkeypatch, device="cpu"):
-    """Judges that know nothing, in place of trained ones."""
-    import toyfaces
-    monkeypatch.setattr(toyfaces, "judge", lambda kind, *_: (toyfaces.Judge(kind).eval().requires_grad_(False).to(device), 1.))
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: minutes; run with -m slow. No equation, loader, resume or error is among "
+                            "them")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Slow tests run only where -m asks for them, or where they are named."""
+    named = any("::" in arg for arg in config.args)
+    if not config.option.markexpr and not named:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
+def blind_judges(monkeypatch, device=None):
+    """Judges that know nothing, in place of trained ones; on `device`, or where they are asked for."""
+    from lab import judges
+
+    def blind(kind, size, seed, on="cpu", *_):
+        return judges.Judge(kind).eval().requires_grad_(False).to(device or on), 1.
+    monkeypatch.setattr(judges, "judge", blind)
 
 
 def in_turn(monkeypatch):
-    """The trainings of an ablation one after the other in this process; what they are told and what they return still has to travel."""
-    import common
+    """The trainings of an ablation one after the other in this process; what they are told and return still
+    travels."""
+    from lab import claims
 
     def travelled(thing):
         return pickle.loads(pickle.dumps(thing))
-    monkeypatch.setattr(common, "in_parallel", lambda function, jobs, _: [travelled(function(travelled(job))) for job in jobs])
+    monkeypatch.setattr(claims, "in_parallel",
+                        lambda function, jobs, _: [travelled(function(travelled(job))) for job in jobs])
 
 
 def tiny_flags(settings):
@@ -48,9 +70,10 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path, cache):
-    """call("--train", ...) -> (exit code, stdout, stderr) of a paper's command line, in this process, in an empty folder."""
-    import common
-    import gannotation
+    """call("--train", ...) -> (exit code, stdout, stderr) of a paper's command line, in this process, in an
+    empty folder."""
+    from lab.claims import gannotation
+    from lab.cli import cli
     monkeypatch.chdir(tmp_path)
     blind_judges(monkeypatch)
     monkeypatch.setattr(gannotation, "CHAINS", 32)
@@ -59,13 +82,16 @@ def call(monkeypatch, capsys, tmp_path, cache):
         monkeypatch.setattr(sys, "argv", [f"{paper}.py", *argv])
         importlib.import_module(paper)
         with pytest.raises(SystemExit) as stop:
-            common.cli(paper)
+            cli(paper)
         out = capsys.readouterr()
         return stop.value.code or 0, out.out, out.err
     run.cache = ["--cache", cache]
     return run
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))])
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
+
+
+@pytest.fixture(params=["cpu", CUDA])
 def device(request):
     return request.param

@@ -1,30 +1,99 @@
-"""README's table of results, made from notebooks/results/*.json:  python tests/results_table.py [--write]"""
+"""notebooks/results/README.md, made from the reports beside it:  python tests/results_table.py --write"""
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "notebooks" / "results"
+TABLES = ("speed", "authors", "gpu")                       # reports of time and memory, not of a claim
+HEAD = """# Results
+
+Written by `python tests/results_table.py --write` from the reports in this folder; no number here is typed. Claims are measured on
+toy faces, whose truth is known, over three seeds, against bars that stood in the docstring of `ablate` before the run. Each row is
+of the commit that it names, with that commit's small recipe: check it out to repeat the row (where there is a GPU, with `--device
+cpu`). A `+` marks a change that was committed right after the run. The files have been rewritten since; where a recipe has changed,
+its rows are still those of the recipe before.
+
+## Claims
+
+| report | claim | without | with | verdict |
+|---|---|---|---|---|
+"""
 
 
-def table():
-    lines = ["| paper | claim, measured on toy faces | without | with | verdict | how |", "|---|---|---|---|---|---|"]
-    for path in sorted((ROOT / "notebooks" / "results").glob("*.json")):
-        r = json.loads(path.read_text())
-        for claim in r["claims"]:
-            verdict = claim.get("verdict", r["verdict"])
-            lines.append(f"| [{path.stem}](notebooks/results/{path.name}) | {claim['what']} | {claim['without']} | {claim['with']} | {verdict} | "
-                         f"`{r['command']}`, seeds {', '.join(map(str, r['seeds']))}, {r['hardware']}, commit {r['commit']} |")
+def reports():
+    """{name: report} of the ablations, in order of name."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+    return {name: report for name, report in found.items() if name not in TABLES}
+
+
+def cell(text):
+    return str(text).replace("|", "\\|")
+
+
+def claims():
+    lines = []
+    for name, r in reports().items():
+        for c in r["claims"]:
+            verdict = c.get("verdict", r["verdict"])
+            lines.append(f"| [{name}](#{name}) | {cell(c['what'])} | {c['without']} | {c['with']} | {verdict} |")
     return "\n".join(lines) + "\n"
 
 
-def write(name, command, text):
-    """Put the text into README, between its marks of that name."""
-    readme = (ROOT / "README.md").read_text()
-    start, end = f"<!-- {name}: {command} -->\n", f"<!-- end of {name} -->"
-    (ROOT / "README.md").write_text(readme[:readme.index(start) + len(start)] + text + readme[readme.index(end):])
+def rows(report):
+    """The rows of a report, mean ± std over the seeds; rows that share no measure with the last block begin a table."""
+    means = {n.removesuffix(", mean"): (row, report["rows"].get(n.removesuffix("mean") + "std", {}))
+             for n, row in report["rows"].items() if n.endswith(", mean")}
+    blocks = []
+    for name, (row, std) in means.items():
+        if not blocks or not any(row.keys() & other.keys() for other, _ in blocks[-1].values()):
+            blocks.append({})
+        blocks[-1][name] = row, std
+    lines = []
+    for block in blocks:
+        columns = list(dict.fromkeys(k for row, _ in block.values() for k in row))
+        lines += ["", "| | " + " | ".join(map(cell, columns)) + " |", "|---|" + "---|" * len(columns)]
+        for name, (row, std) in block.items():
+            cells = [f"{row[c]:.4g}" + (f" ± {std[c]:.2g}" if c in std else "") if c in row else "" for c in columns]
+            lines.append(f"| {cell(name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def section(name, r):
+    how = f"`{r['command']}`, {r['steps']} steps, seeds {', '.join(map(str, r['seeds']))}, {r['hardware']}, "
+    hours = np.sum(r["seconds"]) / 3600
+    how += f"{hours:.1f} hours of training, commit {r['commit']}. [The report]({name}.json)."
+    met = "\n".join(f"- {'met' if v else 'missed'}: {k}" for k, v in r.get("criteria", {}).items())
+    return f"\n### {name}\n\n{how}\n{rows(r)}\n{met}\n"
+
+
+def measured(name, title):
+    """A table of time and memory: {"about": text, "columns": [...], "rows": [[...]]}."""
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        return ""
+    r = json.loads(path.read_text())
+    lines = [f"\n## {title}\n", r["about"] + "\n", "| " + " | ".join(r["columns"]) + " |", "|---" * len(r["columns"]) + "|"]
+    lines += ["| " + " | ".join(map(cell, row)) + " |" for row in r["rows"]]
+    return "\n".join(lines + [""] + r.get("notes", [])) + "\n"
+
+
+def page():
+    text = HEAD + claims() + "\n## Every row\n" + "".join(section(name, r) for name, r in reports().items())
+    text += measured("speed", "Time and memory of a step") + measured("authors", "Beside the authors' manner")
+    return text + measured("gpu", "On a GPU")
+
+
+def write(name, report):
+    """Keep a table of time and memory, and write the page anew."""
+    (FOLDER / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (FOLDER / "README.md").write_text(page())
 
 
 if __name__ == "__main__":
     if "--write" in sys.argv:
-        write("results", "python tests/results_table.py", table())
-    print(table())
+        (FOLDER / "README.md").write_text(page())
+    else:
+        print(page())

@@ -15,15 +15,19 @@ import torchvision
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import common
 import drgan
 import gannotation
 import iacyclegan
+import lab
 import pairedcyclegan
 import test_gannotation
 import test_hostile
-from conftest import blind_judges
+from conftest import PAPERS, blind_judges
+from lab import bench, toyfaces
+from lab.run import Run
 from test_numerics import MODELS
+
+ROOT = Path(lab.__file__).parent.parent
 
 WAITS = set()                                                          # what was waited for, and in which lines
 FETCHES = {                                                            # calls that fetch numbers from the card, and an answer in their stead
@@ -42,7 +46,8 @@ SENDS = torch.tensor, torch.as_tensor, torch.Tensor.new_tensor              # ca
 
 def note(what):
     lines = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_stack(None)]
-    WAITS.add(f"{what}: " + " < ".join(f"{file.name}:{line}" for file, line in lines if file.parent == Path(common.__file__).parent))
+    ours = [(file, line) for file, line in lines if file.parent in (ROOT, ROOT / "lab", ROOT / "lab/claims")]
+    WAITS.add(f"{what}: " + " < ".join(f"{file.name}:{line}" for file, line in ours))
 
 
 def places(things, scalars=False):
@@ -92,34 +97,49 @@ def card(monkeypatch):
     """card(): from now on there is one, named meta, and a training has its first and its last step only."""
     test_hostile.quick(monkeypatch)
 
-    def batches(run, batch_size):
-        cycle, run.clock = common.d_steps_per_G(run.cfg), 0.
-        WAITS.clear()                                                  # until now things were made ready
+    def batches(run, batch_size, until=None):
+        if run.begun is None:
+            run.begun = 0.
+            WAITS.clear()                                              # until now things were made ready
+        steps = [1] if until else []                                   # a phase of its own
+        if until is None:
+            cycle = bench.d_steps_per_G(run.cfg)
+            steps = [1, run.cfg.steps // cycle * cycle]
         with Work():
-            for step in (1, run.cfg.steps // cycle * cycle):
+            for step in steps:
                 yield step, run.data.sample(batch_size)
 
     def put_in():
         adam = torch.optim.Adam
         blind_judges(monkeypatch, "meta")
-        monkeypatch.setattr(common, "toy_bank",
-                            lambda cfg, faces, size, paint=None: torch.zeros(len(faces), 3, size, size, dtype=torch.uint8, device=cfg.device))
-        monkeypatch.setattr(torch.optim, "Adam", lambda *args, fused: adam(*args))                      # meta has no fused Adam
-        monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())    # and no bfloat16 of its own
-        monkeypatch.setattr(common.Run, "batches", batches)
+        monkeypatch.setattr(toyfaces, "images", lambda cfg, faces, size, paint=None: torch.zeros(
+            len(faces), 3, size, size, dtype=torch.uint8, device=cfg.device))
+        monkeypatch.setattr(torch.optim, "Adam", lambda *args, fused: adam(*args))     # meta has no fused Adam
+        monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())    # and no bfloat16
+        monkeypatch.setattr(Run, "batches", batches)
+        for paper in PAPERS:
+            monkeypatch.setattr(importlib.import_module(paper), "resolve_device", lambda cfg: cfg)
     return put_in
+
+
+def without_log(monkeypatch):
+    for name in ("log", "sample"):
+        monkeypatch.setattr(Run, name, lambda *_, **__: None)
 
 
 @pytest.fixture
 def waits(card, monkeypatch, tmp_path, cache):
     """waits(paper, ...) -> what the steps of its training would wait for."""
-    monkeypatch.setattr(drgan.Balance, "note", lambda *_: None)                                         # looks now and then only, and says so
+    monkeypatch.setattr(drgan.Balance, "note", lambda *_: None)        # looks now and then only, and says so
 
     def run(paper, **more):
         card()
+        for name in ("logs", "samples"):
+            monkeypatch.setattr(Run, name, lambda *_: False)
         module = importlib.import_module(paper)
+        settings = test_hostile.TINY[paper] | dict(cache=cache, run=str(tmp_path), device="meta", amp=False) | more
         with Calls():
-            module.train(module.Config(**test_hostile.TINY[paper] | dict(cache=cache, run=str(tmp_path), device="meta", bench=True, amp=False) | more))
+            getattr(module, "train_a_round", module.train)(module.Config(**settings))
         return "\n".join(sorted(WAITS))
     return run
 
@@ -156,8 +176,9 @@ def test_views_of_photographs_do_not_wait(waits, tmp_path):
 
 
 def test_the_recognisers_of_photographs_do_not_wait(monkeypatch):
-    monkeypatch.setattr(common, "load_checkpoint", lambda path: {})
-    monkeypatch.setattr(common, "load_weights", lambda net, *_: net)
+    for module in (gannotation, iacyclegan):
+        monkeypatch.setattr(module, "load_checkpoint", lambda path: {})
+        monkeypatch.setattr(module, "load_weights", lambda net, *_: net)
     vgg16 = torchvision.models.vgg16
     monkeypatch.setattr(torchvision.models, "vgg16", lambda weights=None, **given: vgg16(**given))
     with torch.device("meta"):
@@ -179,15 +200,15 @@ def test_what_is_on_the_card_stays_there(card, monkeypatch, tmp_path, cache, pap
     card()
     cfg, file = dataclasses.replace(cfg, device="meta", cache=str(tmp_path)), tmp_path / "face.png"     # what meta trains is no use to other tests
     test_hostile.face().save(file)
-    for name in ("log", "sample"):
-        monkeypatch.setattr(common.Run, name, lambda *_, **__: None)
-    monkeypatch.setattr(common.Run, "logs", lambda *_: True)
-    monkeypatch.setattr(common.Run, "samples", lambda *_: True)
+    without_log(monkeypatch)
+    monkeypatch.setattr(Run, "logs", lambda *_: True)
+    monkeypatch.setattr(Run, "samples", lambda *_: True)
     given = {flag.strip("-").replace("-", "_"): about.get("default", False) for flag, about in module.INFER_FLAGS.items()}
+    claims = importlib.import_module(f"lab.claims.{paper}")
     with Calls():
-        module.train(dataclasses.replace(cfg, bench=True))
+        getattr(module, "train_a_round", module.train)(dataclasses.replace(cfg, run=str(tmp_path / "card")))
     with Calls(), Work():
-        module.evaluate(dataclasses.replace(cfg))                      # which writes into its cfg
+        claims.evaluate(dataclasses.replace(cfg))                      # which writes into its cfg
         module.infer(dataclasses.replace(cfg), [str(file)], **given | ({"reference": [str(file)]} if "reference" in given else {}))
 
 

@@ -9,18 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-import common
 import gannotation
 import test_drgan
+import test_hostile
 import test_iacyclegan
 import test_pairedcyclegan
 import test_pix2pix_cyclegan
 import test_stargan
-from conftest import in_turn, tiny_flags
+from conftest import PAPERS, in_turn, tiny_flags
+from lab import cli
+from lab.claims import gannotation as claims
+from lab.files import load_checkpoint, read_jsonl
 from test_gannotation import TINY, photo_folder
 
-ROOT = Path(common.__file__).parent
-PAPERS = [name for name in ("stargan", "gannotation", "drgan", "iacyclegan", "pairedcyclegan", "pix2pix_cyclegan") if (ROOT / f"{name}.py").exists()]
+ROOT = Path(gannotation.__file__).parent
 
 
 def test_no_mode_prints_help_and_exits_with_2(call):
@@ -81,7 +83,7 @@ def test_modes_combine_and_files_appear(call, tmp_path):
     assert "pass 5" in out and "self-recovery ratio" in out
     result = json.loads((run / "evaluation.json").read_text())
     assert result["command"].startswith("python gannotation.py --train") and result["hardware"] and result["rows"]["pass 5"]["SSIM"] <= 1
-    lines = common.read_jsonl(run / "metrics.jsonl")
+    lines = read_jsonl(run / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4] and all(line["health"] in ("ok", "copying", "ignores-target", "D-won") for line in lines)
 
 
@@ -243,9 +245,10 @@ def test_weights_of_the_authors_and_of_others(call, tmp_path):
     assert code == 2 and "a checkpoint of stargan" in err
 
 
+@pytest.mark.slow
 def test_ablate_trains_both_variants_and_judges(call, tmp_path, monkeypatch):
     in_turn(monkeypatch)
-    monkeypatch.setattr(gannotation, "SEEDS", (0, 1))
+    monkeypatch.setattr(claims, "SEEDS", (0, 1))
     argv = ["--ablate", *tiny_flags(TINY), "--warm-up", ".5", *call.cache]
     code, out, err = call(*argv)
     assert code == 0, err
@@ -253,9 +256,9 @@ def test_ablate_trains_both_variants_and_judges(call, tmp_path, monkeypatch):
     code, out, err = call(*argv)                                                      # all done: only measured again
     assert code == 0 and json.loads((tmp_path / "runs/gannotation/ablation.json").read_text())["rows"] == again["rows"]
     runs = tmp_path / "runs/gannotation/ablation"
-    assert common.load_checkpoint(runs / "warm-up-0" / "last.pt")["step"] == 2 and common.load_checkpoint(runs / "with-triple-0" / "last.pt")["step"] == 4
+    assert load_checkpoint(runs / "warm-up-0" / "last.pt")["step"] == 2 and load_checkpoint(runs / "with-triple-0" / "last.pt")["step"] == 4
     code, _, err = call(*argv, "--steps", "6")
-    assert code == 2 and "ablation of 4 steps" in err
+    assert code == 2 and "was trained for 4 steps, now 6" in err
     code, _, err = call(*argv, "--warm-up", "0")
     assert code == 2 and "before and after" in err
     result = json.loads((tmp_path / "runs/gannotation/ablation.json").read_text())
@@ -264,36 +267,37 @@ def test_ablate_trains_both_variants_and_judges(call, tmp_path, monkeypatch):
     assert (tmp_path / "runs/gannotation/ablation.png").exists() and "excess at most half" in out
 
 
-def test_a_batch_too_large_for_the_gpu_names_one_that_fits(call, monkeypatch):
-    tried = []
-
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+                                   RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), "more than there is"], ids=str)
+def test_too_little_memory_is_one_line(call, monkeypatch, error):
     def train(cfg):
-        tried.append((cfg.batch_size, cfg.bench))
-        common._state["bench"] = "networks, moments, pictures"
-        if cfg.batch_size > 20:
-            raise torch.OutOfMemoryError
+        if isinstance(error, Exception):
+            raise error
+        torch.empty(2 ** 60)
     monkeypatch.setattr(gannotation, "train", train)
-    code, _, err = call("--train", "--batch-size", "64", "--device", "cpu")
-    assert code == 2 and err.startswith("error: --batch-size 64: too much") and err.endswith("--batch-size 16 fits\n")
-    assert tried == [(64, False), (32, True), (16, True)]
-    tried.clear()
-    cfg = gannotation.Config(batch_size=64, fresh=True, device="cuda", run="run")
-    Path("run").mkdir()
-    Path("run/last.pt").touch()
-    assert not common._trains(gannotation, cfg) and tried == [(64, True)]               # the run that was there still is
-    assert common._trains(gannotation, dataclasses.replace(cfg, batch_size=20)) and tried[1:] == [(20, True), (20, False)]
-    assert common._steps_fit(gannotation, cfg, 20) and "bench" not in common._state     # or the training after it would have less memory
-
-    def picky(cfg):
-        if cfg.batch_size < 40:
-            raise common.UserError(f"--batch-size {cfg.batch_size}: expected at least 40")
-        raise torch.OutOfMemoryError
-    monkeypatch.setattr(gannotation, "train", picky)
-    code, _, err = call("--train", "--batch-size", "64", "--device", "cpu")
-    assert code == 2 and "no other fits either (--batch-size 32: expected at least 40)" in err
-    monkeypatch.setattr(gannotation, "train", lambda cfg: torch.empty(2 ** 60))         # a processor's memory
     code, _, err = call("--train", "--device", "cpu")
-    assert code == 2 and err.startswith("error: out of memory")
+    assert code == 2 and err == "error: out of memory; give a smaller --batch-size, --image-size or network\n"
+
+
+def test_scale_auto_is_small_on_a_processor_and_on_a_gpu_medium_for_toys(monkeypatch):
+    def scale(*argv):
+        return cli.scale_of(cli.parser_of(gannotation).parse_args(["--train", *argv]))
+    for cuda, found in ((False, ["small"] * 3), (True, ["medium", "paper", "small"])):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        assert [scale(), scale("--data", "x"), scale("--device", "cpu")] == found
+        assert scale("--scale", "paper") == "paper"
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_medium_recipe_trains(call, monkeypatch, name):
+    """A few people are enough to see that its settings fit together."""
+    test_hostile.quick(monkeypatch)
+    few = {k: v for k, v in dict(people=40, frames=8, copies=1, studio=2, rounds=0).items()
+           if k in {f.name for f in dataclasses.fields(importlib.import_module(name).Config)}}
+    narrow = dict(steps=2, width=.1 if name == "drgan" else 2, log_every=1, sample_every=2, batch_size=4, image_size=64)
+    code, _, err = call("--train", "--scale", "medium", "--device", "cpu", *tiny_flags(few | narrow), *call.cache,
+                        paper=name)
+    assert code == 0 and not err
 
 
 def test_bench_splits_the_step(call):
@@ -319,22 +323,22 @@ def test_check_draws_the_tree_and_names_bad_files(call, tmp_path):
 @pytest.mark.parametrize("name", PAPERS)
 def test_every_equation_has_a_function_and_every_loss_a_test(name):
     paper = importlib.import_module(name)
-    listed = [label for label, _ in common.equations(paper)]
-    functions = common.loss_functions(paper)
+    listed = [label for label, _ in cli.equations(paper)]
+    functions = cli.loss_functions(paper)
     assert listed
     for label in listed:
         assert any(f.__doc__.startswith(f"[{label}]") for f in functions.values()), f"no function for [{label}]"
     for loss, function in functions.items():
         assert any(function.__doc__.startswith(f"[{label}]") for label in listed), f"{loss} names no listed equation"
-        assert common.tests_of(loss, ROOT / "tests"), f"no test for {loss}"
+        assert cli.tests_of(loss, ROOT / "tests"), f"no test for {loss}"
 
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_every_default_has_a_source(name):
     paper = importlib.import_module(name)
-    comments = common.sources(paper.Config)
+    comments = cli.sources(paper.Config)
     assert [f.name for f in dataclasses.fields(paper.Config) if not comments.get(f.name)] == []
-    assert set(paper.SMALL) <= {f.name for f in dataclasses.fields(paper.Config)}
+    assert {*paper.SMALL, *paper.MEDIUM} <= {f.name for f in dataclasses.fields(paper.Config)}
 
 
 def test_explain_prints_formula_place_weight_and_tests(call):
@@ -347,6 +351,6 @@ def test_explain_prints_formula_place_weight_and_tests(call):
 
 
 def test_importing_has_no_side_effects(tmp_path):
-    out = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import gannotation, toyfaces"], cwd=tmp_path,
+    out = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import gannotation"], cwd=tmp_path,
                          capture_output=True, text=True, check=True)
     assert not out.stdout and not list(tmp_path.iterdir())

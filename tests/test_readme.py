@@ -28,8 +28,17 @@ def test_every_flag_that_the_readme_names_exists(script):
             assert flag in out, f"{script} {flag}"
 
 
-def test_results_table_is_made_from_the_results():
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 250
+
+
+def test_the_page_of_results_is_made_from_the_reports():
     sys.path.insert(0, str(ROOT / "tests"))
     import results_table
-    start, end = "<!-- results: python tests/results_table.py -->\n", "<!-- end of results -->"
-    assert README[README.index(start) + len(start):README.index(end)] == results_table.table()
+    assert (ROOT / "notebooks/results/README.md").read_text() == results_table.page()
+
+
+def test_every_link_into_the_page_of_results_has_a_heading():
+    page = (ROOT / "notebooks/results/README.md").read_text()
+    headings = {h.lower().replace(" ", "-").replace("'", "") for h in re.findall(r"^#+ (.+)$", page, re.M)}
+    assert set(re.findall(r"results/README.md#([\w-]+)", README)) <= headings

@@ -10,9 +10,10 @@ import time
 import pytest
 import torch
 
-import common
 import test_hostile
 from conftest import tiny_flags
+from lab.cli import cli
+from lab.files import load_checkpoint, read_jsonl
 
 KILLS = int(os.environ.get("KILLS", 4))
 STEPS = 16
@@ -26,7 +27,7 @@ def alone(paper, argv, folder):
     sys.argv = [f"{paper}.py", *argv]
     importlib.import_module(paper)
     with open("out", "a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        common.cli(paper)
+        cli(paper)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def processes():
 
 
 def checkpoints(folder):
-    return {str(path.relative_to(folder)): common.load_checkpoint(path) for path in sorted(folder.rglob("*.pt"))}
+    return {str(path.relative_to(folder)): load_checkpoint(path) for path in sorted(folder.rglob("*.pt"))}
 
 
 def same(a, b):
@@ -64,7 +65,7 @@ def test_a_training_that_is_killed_again_and_again_ends_as_one_that_is_not(proce
         return process
 
     def steps(name):
-        return sum(len(common.read_jsonl(log)) for log in (tmp_path / name / "run").rglob("metrics.jsonl"))
+        return sum(len(read_jsonl(log)) for log in (tmp_path / name / "run").rglob("metrics.jsonl"))
 
     process = begin("calm")
     process.join()
@@ -84,6 +85,6 @@ def test_a_training_that_is_killed_again_and_again_ends_as_one_that_is_not(proce
     assert process.exitcode == 0 and killed, (tmp_path / "rough/out").read_text()
     assert same(checkpoints(tmp_path / "calm/run"), checkpoints(tmp_path / "rough/run"))
     for log in (tmp_path / "calm/run").rglob("metrics.jsonl"):
-        lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in common.read_jsonl(p)]
+        lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in read_jsonl(p)]
                  for p in (log, tmp_path / "rough/run" / log.relative_to(tmp_path / "calm/run"))]
         assert lines[0] == lines[1]

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-import toyfaces as toy
 from common import FLIP_68
-from toyfaces import REGIONS
+from lab import toyfaces as toy
+from lab.run import Settings
+from lab.toyfaces import REGIONS
 
 
 def mask(face, size, *names):
@@ -178,52 +179,24 @@ def test_a_sketch_is_no_filtered_photograph():
     assert toy.sketch(face, 64).mean() > .2                                       # mostly paper
 
 
-def test_landmark_judge_measures(cache, monkeypatch):
-    monkeypatch.setattr(toy, "JUDGE_PEOPLE", 60)
-    monkeypatch.setattr(toy, "JUDGE_STEPS", 60)
-    net, error = toy.judge("landmarks", 32, 5, cache=cache)
-    assert 0 < error < 8 and not any(p.requires_grad for p in net.parameters())
-    again, same = toy.judge("landmarks", 32, 5, cache=cache)
-    x = torch.randn(2, 3, 32, 32)
-    assert same == error and torch.equal(net(x), again(x))
-
-
-def test_region_judge_measures(cache, monkeypatch):
-    monkeypatch.setattr(toy, "JUDGE_STEPS", 60)
-    monkeypatch.setattr(toy, "JUDGE_PEOPLE", 40)
-    with torch.no_grad():                                                         # as where it is used
-        judge, error = toy.judge("regions", 32, 7, cache=cache + "/quick")
-    assert error < .3
-    assert judge(toy.render(toy.sample(2, 3), 32)).shape == (2, len(toy.REGIONS), 32, 32)
-
-
 def test_region_map_paints_the_regions():
     faces = toy.sample(3, 8)
     colours = torch.tensor(toy.REGION_RGB)[toy.regions(faces, 32)].permute(0, 3, 1, 2)
     assert len(toy.REGION_RGB) == len(toy.REGIONS) and torch.allclose((toy.region_map(faces, 32) + 1) * 127.5, colours.float(), atol=1e-3)
 
 
-def test_yaw_judge_measures(cache, monkeypatch):
-    monkeypatch.setattr(toy, "JUDGE_FRAMES", 2)
-    monkeypatch.setattr(toy, "JUDGE_STEPS", 60)
-    net, error = toy.judge("yaw", 32, 9, cache=cache + "/quick")
-    assert error < 25 and net(toy.render(toy.sample(3, 4), 32)).shape == (3,)            # one who always says 0 errs by 30
+def test_images_are_drawn_once_for_the_same_faces_and_the_same_painter(tmp_path, monkeypatch):
+    cfg, drawn = Settings(cache=str(tmp_path), device="cpu"), []
 
-
-def test_a_judge_that_cannot_be_kept_leaves_nothing(tmp_path, monkeypatch):
-    def full(content, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(toy, "_train_judge", lambda *_: .5)
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        toy.judge("yaw", 32, 0, cache=str(tmp_path))
-    assert not list(tmp_path.iterdir())
-
-
-def test_sketch_judge_reads_sketches(cache, monkeypatch):
-    monkeypatch.setattr(toy, "JUDGE_FRAMES", 1)
-    monkeypatch.setattr(toy, "JUDGE_STEPS", 4)
-    net, error = toy.judge("sketch", 16, 9, cache=cache + "/quick")
-    f = net(toy.sketch(toy.sample(3, 4), 16).expand(-1, 3, -1, -1))
-    assert 0 < error <= .6 and f.shape == (3, 128) and torch.allclose(f.norm(dim=1), torch.ones(3), atol=1e-5)
+    def paint(faces, size):
+        drawn.append(len(faces))
+        return toy.render(faces, size)
+    faces = toy.sample(70, 3)
+    images = toy.images(cfg, faces, 16, paint)
+    assert images.shape == (70, 3, 16, 16) and images.dtype == torch.uint8 and sum(drawn) == 70
+    assert torch.equal(images, toy.images(cfg, faces, 16, paint)) and sum(drawn) == 70
+    assert (images.float() / 127.5 - 1 - toy.render(faces, 16)).abs().max() < .01
+    toy.images(cfg, faces.set(glasses=1.), 16, paint)
+    assert sum(drawn) == 140
+    assert not torch.equal(images, toy.images(cfg, faces, 16, toy.region_map)) and len(list(tmp_path.iterdir())) == 3
+    assert torch.equal(images, toy.images(cfg, faces, 16))

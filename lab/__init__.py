@@ -1,0 +1,20 @@
+"""The machinery around the papers' files: nothing here is needed to understand a paper.
+
+    files, run      checkpoints, settings, a training that continues exactly
+    images, formats picture files, and how data sets lie on a disk
+    toyfaces        drawn faces of which everything is known; judges read them
+    authors         published weights under our names
+    cli, bench      the command line, time and memory of a step
+    claims          measures, evaluation and ablation of each paper
+"""
+quiet = False                                   # set in the processes of an ablation
+
+
+class UserError(Exception):
+    """Something only the user can mend. The command line prints it as one line and exits with code 2."""
+
+
+def say(*words):
+    """Print, unless this process is one of several."""
+    if not quiet:
+        print(*words, flush=True)

@@ -1,0 +1,53 @@
+"""The data sets of pix2pix and CycleGAN: pairs side by side in one file, or two folders without pairs."""
+from pathlib import Path
+
+from lab import UserError
+from lab.formats import pictures_in
+
+
+def scan(root, model):
+    """What is under root: train/ with side-by-side pairs A|B, or trainA/ and trainB/.
+
+    model: "pix2pix" needs pairs, "cyclegan" takes either. Returns `train`, `test`: (paths of A, paths of B),
+    of pairs twice the same list; `pairs`: bool; `images`: all paths, each once; `bad`, `notes`. Held out is
+    what lies in test/, else in val/, or in testA/ and testB/; else every tenth. UserError where this is no
+    data set.
+    """
+    root = Path(root)
+
+    def files(name):
+        return pictures_in(root / name) if (root / name).is_dir() else []
+
+    def split(train, test):
+        return (train, test) if test else ([p for k, p in enumerate(train) if k % 10 != 9], train[9::10])
+
+    pairs = bool(files("train")) and (model == "pix2pix" or not (files("trainA") and files("trainB")))
+    if pairs:
+        one, other = split(files("train"), files("test") or files("val"))
+        train, test, images = (one, one), (other, other), one + other
+        counts = f"{len(one)} pairs to train on, {len(other)} held out"
+    elif files("trainA") and files("trainB"):
+        sides = [split(files(f"train{side}"), files(f"test{side}")) for side in "AB"]
+        (train_A, test_A), (train_B, test_B) = sides
+        train, test, images = (train_A, train_B), (test_A, test_B), train_A + test_A + train_B + test_B
+        counts = (f"{len(train_A)} A and {len(train_B)} B to train on, "
+                  f"{len(test_A)} and {len(test_B)} held out")
+    else:
+        there = ", ".join(sorted(p.name + "/" * p.is_dir() for p in root.iterdir())[:6]) or "nothing"
+        raise UserError(f"{root}: found {there}; expected train/ (and test/ or val/) with side-by-side pairs "
+                        "A|B, or trainA/ and trainB/ (and testA/, testB/)")
+    if not pairs and model == "pix2pix":
+        raise UserError(f"{root}: trainA/ and trainB/ hold no pairs; pix2pix needs side-by-side pairs in "
+                        "train/; for unpaired pictures: --model cyclegan")
+    if not all((*train, *test)):
+        raise UserError(f"{root}: {counts}; expected some of each (at least ten to train on where there is "
+                        "no test folder)")
+    kind = "pairs, side by side" if pairs else "two sets without pairs"
+    return dict(images=images, train=train, test=test, pairs=pairs, bad=[],
+                notes={"kind": kind, "pictures": counts})
+
+
+def half_of(image, which):
+    """The left (A) or the right (B) half of a side-by-side pair, a PIL image."""
+    w, h = image.size
+    return image.crop((0, 0, w // 2, h) if which == "A" else (w - w // 2, 0, w, h))

@@ -1,0 +1,180 @@
+"""Small networks that measure pictures, trained on toy people of their own, never those of a paper's sets."""
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from lab import say, toyfaces
+from lab.files import save_checkpoint
+
+JUDGE_PEOPLE, JUDGE_FRAMES, JUDGE_STEPS = 400, 10, 700
+LARGEST = 128                                      # px; larger pictures are scaled down to this first
+
+
+class Judge(nn.Module):
+    """A small network that measures pictures [B, 3, S, S] in [-1, 1], of any size S.
+
+    kind: "identity" gives a unit vector [B, 128]; "sketch" the same of pencil sketches (three equal
+    channels); "landmarks" [B, 68, 2] pixels; "yaw" degrees [B]; "regions" logits [B, 10, S, S] over REGIONS.
+    `features(x)` returns the four feature maps, for losses that compare features.
+    """
+
+    def __init__(self, kind, n_classes=JUDGE_PEOPLE, width=32):
+        super().__init__()
+        self.kind, self.who = kind, kind in ("identity", "sketch")
+        widths = 3, width, 2 * width, 3 * width, 4 * width
+        self.convs = nn.ModuleList(layer(nn.Conv2d(a, b, 4, 2, 1, bias=False), b)
+                                   for a, b in zip(widths, widths[1:], strict=False))
+        # back up, beside the maps of the way down
+        if kind == "regions":
+            self.ups = nn.ModuleList(layer(nn.Conv2d(a + b, b, 3, padding=1, bias=False), b)
+                                     for a, b in zip(widths[:0:-1], widths[-2:0:-1], strict=False))
+            self.last = nn.Conv2d(widths[1] + 3, len(toyfaces.REGIONS), 3, padding=1)
+            return
+        self.fc = nn.Linear(16 * widths[-1], 128 if self.who else 256)
+        if self.who:
+            self.head = nn.Linear(128, n_classes, bias=False)
+        else:
+            self.head = nn.Linear(256, 1 if kind == "yaw" else 136)
+
+    def features(self, x):
+        maps, x = [], scaled_down(x)
+        for conv in self.convs:
+            x = conv(x)
+            maps.append(x)
+        return maps
+
+    def embed(self, feature_map):
+        return self.fc(F.adaptive_avg_pool2d(feature_map, 4).flatten(1))
+
+    def segment(self, x):
+        *below, y = [scaled_down(x), *self.features(x)]
+        for up in (*self.ups, self.last):
+            skip = below.pop()
+            y = up(torch.cat([F.interpolate(y, skip.shape[2:]), skip], 1))
+        return y if y.shape[2:] == x.shape[2:] else F.interpolate(y, x.shape[2:], mode="bilinear")
+
+    def forward(self, x):
+        if self.kind == "regions":
+            return self.segment(x)
+        feature = self.embed(self.features(x)[-1])
+        if self.who:
+            return F.normalize(feature, dim=1)
+        out = self.head(F.relu(feature))
+        return 60 * out[:, 0] if self.kind == "yaw" else (out.unflatten(1, (68, 2)) + .5) * x.shape[-1]
+
+
+def layer(conv, channels):
+    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
+
+
+def scaled_down(x):
+    """Pictures larger than LARGEST, at that size."""
+    if x.shape[-1] <= LARGEST:
+        return x
+    return F.interpolate(x, (LARGEST, LARGEST), mode="bilinear", antialias=True)
+
+
+def judge(kind, size, seed, device="cpu", cache="runs/cache"):
+    """A trained, frozen Judge and its own error on true renders of people it never saw; cached.
+
+    The error of "identity" and "sketch": the equal error rate of telling two people apart; "landmarks": mean
+    distance, px; "yaw": mean, degrees; "regions": share of pixels put into another region. seed: judges of
+    different seeds have seen different people; use one in a loss and another to measure. A minute to train on
+    two cores.
+    """
+    size = min(size, LARGEST)
+    code = b"".join(Path(file).read_bytes() for file in (__file__, toyfaces.__file__))
+    path = Path(cache) / f"judge-{kind}-{size}-{seed}-{hashlib.sha256(code).hexdigest()[:12]}.pt"
+    net = Judge(kind)
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        net.load_state_dict(saved["net"])
+        error = saved["error"]
+    except Exception:                                                  # not there, or damaged: make it
+        say(f"training the {kind} judge (once, on {JUDGE_PEOPLE} people of its own) ...")
+        first = 1_000_000 + 1000 * seed                                # seeds that no paper draws people from
+        error = train(net, kind, size, first, device)
+        save_checkpoint({"net": net.state_dict(), "error": error}, path)
+    return net.to(device).eval().requires_grad_(False), error
+
+
+def people(count, n_frames, seed, g, device):
+    """`count` toy people, each in n_frames pictures of other scenes and make-up, near and far: no hints but
+    the face."""
+    strangers = toyfaces.sample(count, seed, device)
+    faces = toyfaces.frames(strangers, n_frames, seed + 1, vary=toyfaces.SCENE + toyfaces.MAKEUP)
+    return faces.set(zoom=.9 + .45 * torch.rand(len(faces), generator=g))
+
+
+def paint(faces, kind, size, g):
+    """Pictures for a judge; sketches by artists who exaggerate more or less."""
+    if kind != "sketch":
+        return toyfaces.render(faces, size)
+    exaggeration = 1 + .6 * torch.rand(len(faces), generator=g).to(faces.yaw.device)
+    return toyfaces.sketch(faces, size, exaggeration).expand(-1, 3, -1, -1)
+
+
+def truth_of(faces, kind, size):
+    if kind == "yaw":
+        return faces.yaw
+    return (toyfaces.regions if kind == "regions" else toyfaces.landmarks)(faces, size)
+
+
+# whoever measures has switched gradients off
+@torch.enable_grad()
+def train(net, kind, size, first, device):
+    """Train a Judge in place; returns its error. first: the first of its seeds."""
+    g = torch.Generator().manual_seed(first)
+    noise = torch.Generator(device).manual_seed(first)                 # drawn where it is used
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(first)
+        net.__init__(kind)
+        net.to(device).train()
+        faces = people(JUDGE_PEOPLE, JUDGE_FRAMES, first, g, device)
+        images, truth = (paint(faces, kind, size, g) * 127).to(torch.int8), truth_of(faces, kind, size)
+        person = torch.arange(JUDGE_PEOPLE, device=device).repeat_interleave(JUDGE_FRAMES)
+        steps = JUDGE_STEPS // 2 if kind == "regions" else JUDGE_STEPS                 # every pixel teaches
+        optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
+        for _ in range(steps):
+            k = torch.randint(len(images), (64,), generator=g).to(device)
+            x = images[k].float() / 127
+            x = x + .02 * torch.randn(x.shape, generator=noise, device=device)
+            loss = loss_of(net, x, truth[k], person[k], size)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    net.eval()
+    strangers = people(60, 6, first + 2, g, device)
+    with torch.no_grad():
+        return error_of(net(paint(strangers, kind, size, g)), kind, truth_of(strangers, kind, size))
+
+
+def loss_of(net, x, truth, person, size):
+    # softmax over cosines, with a margin (CosFace, Wang et al. 2018)
+    if net.who:
+        cosine = net(x) @ F.normalize(net.head.weight, dim=1).T
+        return F.cross_entropy(20 * (cosine - .15 * F.one_hot(person, JUDGE_PEOPLE)), person)
+    if net.kind == "regions":
+        return F.cross_entropy(net(x), truth)
+    return (net(x) - truth).abs().mean() / size                        # pixels, or degrees
+
+
+def error_of(out, kind, truth):
+    """See `judge`. out: a judge's answers for 60 people in 6 pictures each."""
+    if kind == "regions":
+        return (out.argmax(1) != truth).float().mean().item()
+    if kind == "landmarks":
+        return (out - truth).norm(dim=2).mean().item()
+    if kind == "yaw":
+        return (out - truth).abs().mean().item()
+    who = torch.arange(60, device=out.device).repeat_interleave(6)
+    cosine, same = out @ out.T, who[:, None] == who[None, :]
+    other, same = cosine[~same], cosine[same & ~torch.eye(len(who), dtype=torch.bool, device=out.device)]
+    thresholds = torch.linspace(-1, 1, 401, device=out.device)[:, None]
+    rejected, accepted = (same < thresholds).float().mean(1), (other >= thresholds).float().mean(1)
+    return ((rejected + accepted) / 2)[(rejected - accepted).abs().argmin()].item()

@@ -1,0 +1,31 @@
+"""Ablations and their tables."""
+from dataclasses import replace
+
+import pytest
+
+from lab import UserError
+from lab.claims import branch, in_parallel, table
+from lab.files import load_checkpoint
+from test_run import descend, equal, settings
+
+
+def test_a_branch_is_the_same_as_the_whole_run(tmp_path):
+    whole = descend(settings(tmp_path / "a", steps=8))
+    trunk = settings(tmp_path / "trunk", steps=8, stop_after=5)
+    descend(trunk)
+    descend(trunk)                                                            # finished: nothing more to do
+    assert load_checkpoint(tmp_path / "trunk" / "last.pt")["step"] == 5
+    cfg = settings(tmp_path / "b", steps=8)
+    branch(trunk, cfg)
+    assert equal(descend(cfg), whole)
+    with pytest.raises(UserError, match="stands at step 5, expected 4"):
+        branch(replace(trunk, stop_after=4), settings(tmp_path / "c", steps=8))
+
+
+def test_in_parallel_keeps_the_order():
+    assert in_parallel(abs, [-3, 2, -1], "cpu") == [3, 2, 1]
+
+
+def test_rows_that_share_no_measure_get_a_heading_of_their_own():
+    text = table({"rows": {"a": {"L1": 1.}, "b": {"L1": 2., "SSIM": .5}, "c": {"AUC": .25}}, "notes": "n"}).splitlines()
+    assert [line.split() for line in text] == [["L1", "SSIM"], ["a", "1.0000"], ["b", "2.0000", "0.5000"], ["AUC"], ["c", "0.2500"], ["notes:", "n"]]
