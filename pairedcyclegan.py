@@ -6,15 +6,14 @@ in notebooks/05_pairedcyclegan.ipynb.
 
 The idea. Two functions that are not alike: G(x, y) puts the make-up of the reference y on the bare face x and
 needs both; F(y) takes make-up off and needs one. Taken off again, the bare face must be found. And G, given
-the reference's own bare face and the first result as reference, must give the reference back, for which the
+the reference's own bare face, and the first result as reference, must give the reference back; for that the
 style has to be in the first result. A discriminator D_S looks at two faces and says whether they wear the
 *same* make-up. It learns that from pairs made by warping the reference onto the source, W(x, y): nearly the
 right colours, the wrong face.
 
-The claim. CycleGAN learns one look for everybody; here the reference is followed, and D_S makes its detail
-follow.
+The claim. CycleGAN learns one look for all; here the reference is followed, and D_S makes its detail follow.
 
-Equations (the paper's order; its numbers could not be confirmed):
+Equations (the order is the paper's; its numbers we could not confirm):
     [L_G] adversarial, made-up faces
     [L_F] adversarial, bare faces
     [L_I] identity: the bare face again
@@ -23,44 +22,41 @@ Equations (the paper's order; its numbers could not be confirmed):
     [L_R] sparsity of the change
 
 Run it:
-    python pairedcyclegan.py --train                                toy faces, one generator for the whole
-    face python pairedcyclegan.py --train --regions parts --run runs/parts   eyes and lips by networks of
-    their own python pairedcyclegan.py --train --data MT --run runs/mt        images/{makeup,non-makeup}/ with
-    segs/, or .pts python pairedcyclegan.py --evaluate                             colours, edges, identity,
-    removal, by the truth python pairedcyclegan.py --ablate --part style                  with and without
-    D_S; removal, pairs, regions python pairedcyclegan.py --infer me.jpg --reference star.jpg    also
-    --strength .5 python pairedcyclegan.py --infer star.jpg --remove              the other way
+    python pairedcyclegan.py --train                                    toy faces, one G for the whole face
+    python pairedcyclegan.py --train --regions parts --run runs/parts   eyes, lips and skin by three pairs
+    python pairedcyclegan.py --train --data MT --run runs/mt            photographs, with maps or .pts files
+    python pairedcyclegan.py --evaluate                                 colours, edges, identity, removal
+    python pairedcyclegan.py --ablate --part style                      with and without D_S, three seeds
+    python pairedcyclegan.py --infer me.jpg --reference star.jpg        also --strength .5
+    python pairedcyclegan.py --infer star.jpg --remove                  the other way
 
 Differs from the paper, because:
-    sizes     widths, learning rate, batch and the ramp of the weights are ours where the paper is silent
-    parts     the paper's networks see their part alone; here the skin's sees the face, eyes and lips lie over
-    it blending  the paper pastes by Poisson's equation; here G's change is added, so what G leaves alone
-    stays as it is crops     faces are cut upright: G's convolutions see 41 pixels and fetch no colour from
-    farther away G and F   the non-saturating form of their logarithms; noise and mismatched pairs (off) are
-    ours, used by SMALL
+    skin        the paper's networks see one part each; here the skin's sees the face, under eyes and lips
+    blending    the paper pastes by Poisson's equation; here G's change is added, and the rest stays as it is
+    warm-up     the paper takes F from a CycleGAN; here F learns first, with a G that sees no reference
+    logarithms  as in the paper, but G and F minimise the usual non-saturating form
+The paper is silent, or we could not read it; here:
+    sizes       widths, learning rate, batch size and the ramp of the weights are ours
+    crops       upright by landmarks: G sees 41 pixels and cannot fetch a colour from farther away
 """
 import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F_
 
 import common
 from common import PatchGAN, ResidualBlock, conv_block, linear_decay
 from lab import UserError, say, toyfaces, toysets
 from lab.cli import cli
 from lab.files import load_weights, out_folder, read_checkpoint, reads_checkpoint
-from lab.formats import makeup as formats
-from lab.formats import unused
-from lab.images import crop, decode_all, decoded_images, draw, grid, open_image, picture_size, report_bad
+from lab.formats import makeup as formats, unused
+from lab.images import decode_all, draw, grid, picture_size, report_bad
 from lab.machine import resolve_device
-from lab.run import (Run, Settings, autocast, choice, frozen, logged, require, restore_config,
-                     to_device)
-from lab.warp import (OUTLINE, REGIONS, Photo, blended, disc, inside, lay, look, loose, pixels, place,
+from lab.run import Run, Settings, autocast, choice, frozen, logged, require, restore_config, to_device
+from lab.warp import (OUTLINE, REGIONS, Photo, blended, disc, inside, lay, look, loose_squares, pixels, place,
                       skin_colour, square_size, thin_plate)
 
 
@@ -69,12 +65,10 @@ class Config(Settings):
     """The paper's recipe, as far as it is known."""
     # data
     image_size: int = 256             # ours: the paper's faces have 400 px or more; its crops are not known
-    # ours: side of stored pictures; 0 = 5/4 of image_size, 7/4 for eyes and lips
-    load_size: int = 0
+    load_size: int = 0                # ours: side of stored pictures; 0 = 5/4 of image_size, for parts 7/4
     people: int = 2000                # ours: toy people without make-up, and as many others with
     pose: float = .25                 # ours: range of the toy poses; 1 = yaw up to 60 degrees
-    # ours: how much skin, light and wall of toys differ; 0 = the same for all
-    variety: float = 1.
+    variety: float = 1.               # ours: how much skin, light and wall of toys differ; 0 = not at all
     regions: str = choice("parts", "face")   # the paper: parts; face = one G for the whole face
     # networks
     width: int = 64                   # ours: a public port's; the paper's is not known
@@ -86,13 +80,11 @@ class Config(Settings):
     lambda_I: float = 1.              # the paper, as a public port quotes it
     lambda_S: float = 1.              # likewise; 0 = ablation
     lambda_R: float = .1              # likewise
-    # ours, off: D_S also sees W(x, y) beside another reference, a false pair
-    mismatch: bool = False
+    mismatch: bool = False            # ours, off: D_S also sees false pairs, W(x, y) beside another reference
     noise: float = 0.                 # ours, off: std of noise between the two stages, against hidden signals
     pairs: str = choice("warp", "true")      # the paper: warp; true = toy faces only, the truth itself
     # training
-    # ours: share of the steps for F first (the paper: by a CycleGAN), then for G
-    warm_up: float = .1
+    warm_up: float = .1               # ours: share of the steps for F first, and again as much for G alone
     ramp_from: float = .25            # ours (unconfirmed: 50 of 200 epochs): from here on to lambda_adv_end
     epochs: int = 200                 # ours (likewise)
     steps: int = 0                    # ours: 0 = epochs
@@ -105,18 +97,19 @@ class Config(Settings):
 
 # Minutes on a processor. All of it is ours.
 SMALL = dict(
-    image_size=64, width=16, d_width=16, people=1000,
+    image_size=64, width=16, d_width=16,    # a quarter of the paper's size and widths
     regions="face",                         # three networks take half as long again
-    batch_size=2, mismatch=True,            # lest D_S tell W from G by its seams alone
-    steps=4000, lr=3e-4, decay_from=.5,     # few steps, so larger ones
-    lambda_adv=.3, lambda_adv_end=.3,       # heavier from the start; when it rose, ripples came on skin
-    lambda_R=1., noise=.1,                  # or G tints the whole picture, for F to tint it back
-    variety=.3,                             # W's colours are wrong between very different skins
+    people=1000, variety=.3,                # between very different skins W has the wrong colours
+    batch_size=2, mismatch=True,            # else D_S may tell W from G by its seams alone
+    steps=4000, lr=3e-4, decay_from=.5,     # few steps, so large ones
+    lambda_adv=.3, lambda_adv_end=.3,       # for few steps heavier at first; as it rose, skins got ripples
+    lambda_R=1., noise=.1,                  # else G tints the whole picture and F takes the tint off
 )
 # Minutes on a GPU, hours on two cores. All of it is ours.
 MEDIUM = SMALL | dict(
-    image_size=128, width=32, d_width=32,   # as SMALL, with pixels enough for liner and lashes
-    batch_size=4, people=1500, steps=3000,  # 2,000 were seen to be enough on one H100
+    image_size=128, width=32, d_width=32,   # pixels enough for liner; G in half precision is half a megabyte
+    batch_size=4,                           # fills a GPU better than two pictures
+    people=1500, steps=3000,                # half as many people and pictures again as SMALL
 )
 INFER_FLAGS = {
     "--reference": dict(nargs="+", default=[], metavar="FILE", help="faces whose make-up is wanted"),
@@ -149,11 +142,10 @@ class Album:
 
 
 class Pairs:
-    """Bare faces and made-up ones (toy faces: of other people), cut to one region. sample(B): x, y, w [B, 3,
-    s, s].
+    """Bare faces and made-up ones (toy faces: of other people), cut to one region.
 
-    x is bare, y made up; w is y's make-up in x's place: warped, or (toy faces, pairs "true") as it truly is
-    on x.
+    sample(B): x, y, w [B, 3, s, s]. x is bare, y made up; w is y's make-up in x's place, warped or (toy
+    faces, pairs "true") as it truly is on x.
     """
 
     def __init__(self, cfg, bare, made, region):
@@ -175,8 +167,7 @@ class Pairs:
         return self.view(album.pictures(index), anchors, mirror, turn)
 
     def warped(self, i, j, mirror=None, turn=None):
-        """W(x, y): made[j] bent so that its anchors fall on those of bare[i], blended into it. [B, 3, s,
-        s]"""
+        """W(x, y): made[j] bent so that its anchors fall on those of bare[i], blended in. [B, 3, s, s]"""
         s, whole = self.size, self.region in ("face", "skin")
         x, x_inner = self.cut(self.bare, i, mirror, turn)
         on_i, on_j = (k.to(x.device, non_blocking=True) for k in (i, j))
@@ -184,10 +175,9 @@ class Pairs:
         where = thin_plate(x_inner, y_inner)(pixels(s, s, x.device).expand(len(x), -1, -1))
         bent = look(self.made.pictures(j), to_picture(where), s)
         outline, k = x_inner[:, OUTLINE.to(x.device, non_blocking=True)], s // 32 * 2 + 1
-        # some skin above the brows, but no hair
-        if not whole:
+        if not whole:                                                  # some skin above the brows, no hair
             outline[:, 7:] -= .25 * formats.upright(x_inner)[1][:, None]
-        mask = F_.avg_pool2d(inside(outline, s).float(), k, 1, k // 2)                         # a soft edge
+        mask = nn.functional.avg_pool2d(inside(outline, s).float(), k, 1, k // 2)              # soft edge
         mask = mask if whole else mask * disc(s, x.device)
         return blended(x, bent, mask, self.bare.skin[on_i] / self.made.skin[on_j])
 
@@ -208,13 +198,10 @@ class Pairs:
             return value.to(device, non_blocking=True).expand(batch_size)
 
         mirror = one_for_all(-1, 1) > 0
-        # a disc may turn
-        turn = one_for_all(-15, 15) if self.region == "eyes" else None
+        turn = one_for_all(-15, 15) if self.region == "eyes" else None           # a disc may turn
         x, y = self.cut(self.bare, i, mirror, turn)[0], self.cut(self.made, j, mirror, turn)[0]
-        if not self.cfg.lambda_P:
-            return x, y, x                                             # nobody looks at w
         pair = self.true if self.cfg.pairs == "true" else self.warped
-        return x, y, pair(i, j, mirror, turn)
+        return x, y, pair(i, j, mirror, turn) if self.cfg.lambda_P else x        # without D_S nobody needs w
 
 
 TRAIN_SEED, TEST_SEED, TEST_PEOPLE = 20_000, 50_000, 40                # other seeds draw other people
@@ -227,10 +214,8 @@ def load_size(cfg):
 
 def toy_albums(cfg, test=False):
     """(bare, made) of different people."""
-    n, seed, L = cfg.people, TRAIN_SEED + 10 * cfg.seed, load_size(cfg)
-    if test:
-        n, seed = TEST_PEOPLE, TEST_SEED
-    albums = []
+    n, seed = (TEST_PEOPLE, TEST_SEED) if test else (cfg.people, TRAIN_SEED + 10 * cfg.seed)
+    albums, L = [], load_size(cfg)
     for made in (False, True):
         faces = toysets.made_up(cfg, n, seed + 2 * made, made)
         points = toyfaces.landmarks(faces, L).cpu()
@@ -245,8 +230,7 @@ def scan(cfg):
 
 
 def photographs(cfg, test):
-    """(bare, made) of the training or the test part of cfg.data: loose squares around the faces, decoded
-    once."""
+    """(bare, made) of the training or the test part of cfg.data: loose squares around faces, decoded once."""
     found, anchors = scan(cfg), {}
     report_bad(found["bad"], len(found["images"]) + len(found["bad"]), cfg.skip_bad)
     mine = [k for k, is_test in enumerate(found["test"]) if is_test == test]
@@ -261,22 +245,10 @@ def photographs(cfg, test):
         if not keep:
             which, part = ("without", "with")[kind], ("training", "test")[test]
             raise UserError(f"{cfg.data}: no picture {which} make-up can be used in the {part} part")
-        points = torch.stack([anchors[n] for n in keep])
-        albums.append(photo_album(cfg, [found["images"][mine[n]] for n in keep], points))
+        points, files = torch.stack([anchors[n] for n in keep]), [found["images"][mine[n]] for n in keep]
+        images, inner = loose_squares(cfg, files, points, load_size(cfg))
+        albums.append(Album(images, inner.to(cfg.device)))
     return albums
-
-
-def photo_album(cfg, files, points):
-    """An Album of photographs with these anchors [N, 30, 2]."""
-    L, (centre, half) = load_size(cfg), loose(points)
-    low, high = centre - half[:, None], centre + half[:, None]
-
-    def decode(k):
-        return np.asarray(crop(open_image(files[k]), low[k], high[k], L)).transpose(2, 0, 1)
-
-    images, good = decoded_images(cfg, files, (3, L, L), decode, low.tolist())
-    inner = (points - low[:, None]) * (L / (2 * half))[:, None, None] - .5
-    return Album(images, inner[good].to(cfg.device))
 
 
 def make_data(cfg, region, test=False):
@@ -314,17 +286,16 @@ class Generator(nn.Module):
 
 
 def build(cfg):
-    """G, F, D_X, D_Y, D_S, weights from N(0, .02). PatchGANs: 2,764,737 parameters; D_S, of two pictures,
-    2,767,809."""
+    """G, F, D_X, D_Y, D_S; weights from N(0, .02). D_X and D_Y have 2,764,737 parameters, D_S 2,767,809."""
     widths = [cfg.d_width * min(2 ** k, 8) for k in range(4)]
     Ds = [PatchGAN(channels, widths, (2, 2, 2, 1), norm="instance") for channels in (3, 3, 6)]
     return [common.init_normal(net) for net in (Generator(2, cfg.width), Generator(1, cfg.width), *Ds)]
 
 
 # ============================================================================================ losses
-# The D's maximise, G and F minimise what the paper writes. Here all are minimised: D's sign is turned, and G
-# and F have the non-saturating form, -log D(fake) for log(1 - D(fake)) (Goodfellow et al. 2014). Arguments
-# are D's scores, of any shape, or pictures. || . ||_1: mean over batch, channels and pixels.
+# The D's maximise, G and F minimise what the paper writes. Here all minimise: D's sign is turned, and G and F
+# have the non-saturating -log D(fake) for log(1 - D(fake)) (Goodfellow et al. 2014). Given are D's scores, of
+# any shape, or pictures. || . ||_1: mean over batch, channels and pixels.
 
 def loss_G_D(real, fake):
     """[L_G]  E_y[log D_Y(y)] + E_{x,y}[log(1 - D_Y(G(x, y)))], D's side"""
@@ -352,24 +323,25 @@ def loss_I(x, x_back):
 
 
 def loss_S(y, y_back):
-    """[L_S]  E ||G(F(y), G(x, y)) - y||_1: source the bare reference, style that of the *result*. Weight:
-    lambda_S"""
+    """[L_S]  E ||G(F(y), G(x, y)) - y||_1: the reference again; source F(y), style that of the *result*.
+
+    With G's two arguments swapped an identity map would do. Weight: lambda_S
+    """
     return (y_back - y).abs().mean()
 
 
-def loss_P_D(same, result, other=None):
-    """[L_P]  E[log D_S(y, W(x, y))] + E[log(1 - D_S(y, G(x, y)))], D's side: W wears the same, G's result not
-    yet
+def loss_P_D(real, fake, other=None):
+    """[L_P]  E[log D_S(y, W(x, y))] + E[log(1 - D_S(y, G(x, y)))], D's side
 
-    other: scores of mismatched pairs, D_S(another reference, W(x, y)); then half of the false pairs are
-    these, and to look at W alone is not enough.
+    W wears the same make-up, G's result not yet. real: scores of (y, W); fake: of (y, G(x, y)). other, ours:
+    of (another reference, W); then half of the false pairs are these, and to look at W alone is not enough.
     """
-    return common.vanilla_D(same, result if other is None else torch.cat([result, other]))
+    return common.vanilla_D(real, fake if other is None else torch.cat([fake, other]))
 
 
-def loss_P_G(result):
+def loss_P_G(fake):
     """[L_P]  G's side: -E log D_S(y, G(x, y)). Weight: lambda_adv, times lambda_P"""
-    return common.vanilla_G(result)
+    return common.vanilla_G(fake)
 
 
 def loss_R(x, y_fake):
@@ -383,12 +355,11 @@ def validate(cfg):
     """Raises UserError for settings that do not fit together."""
     for name in ("width", "d_width", "people"):
         require(cfg, name, getattr(cfg, name) > 0, "at least 1")
-    S = cfg.image_size
+    S, truth = cfg.image_size, "warp with --data: only toy faces have a truth"
     require(cfg, "image_size", S % 2 == 0 and S >= 48, "an even number, at least 48")
     require(cfg, "load_size", load_size(cfg) >= S, f"at least --image-size {S}")
     require(cfg, "epochs", cfg.epochs or cfg.steps, "at least 1, or --steps")
-    real = "warp with --data: only toy faces have a truth"
-    require(cfg, "pairs", cfg.pairs == "warp" or not cfg.data, real)
+    require(cfg, "pairs", cfg.pairs == "warp" or not cfg.data, truth)
     require(cfg, "variety", cfg.variety <= 1, "at most 1")
     require(cfg, "mismatch", cfg.batch_size > 1 or not cfg.mismatch,
             "--batch-size 2 or more, for another reference in the batch; or --no-mismatch")
@@ -401,8 +372,7 @@ def regions_of(cfg):
 
 
 def train(cfg):
-    """A G and an F for each region, one after the other. Writes cfg.run/<region>; returns {region: (G,
-    F)}."""
+    """A G and an F for each region, one by one. Writes cfg.run/<region>; returns {region: (G, F)}."""
     validate(cfg)
     resolve_device(cfg)
     if cfg.weights:
@@ -434,37 +404,37 @@ def adversarial_weight(cfg, step):
 def train_region(cfg, data, held_out):
     """The paper's training, for one region. Writes cfg.run; returns G, F (on cfg.device)."""
     torch.manual_seed(cfg.seed)
-    nets = G, F, D_X, D_Y, D_S = to_device(cfg, *build(cfg))
-    say(f"{data.region}: {data.size} px, {len(data.bare)} bare faces, {len(data.made)} made up; "
-        f"G and F {common.n_parameters(G):,} parameters each, which see {G.receptive_field()} px; "
-        f"D's {D_X.receptive_field()} px")
+    G, F, D_X, D_Y, D_S = to_device(cfg, *build(cfg))
+    say(f"{data.region}: {data.size} px, {len(data.bare)} bare faces, {len(data.made)} made up; G and F of "
+        f"{common.n_parameters(G):,} parameters see {G.receptive_field()} px, D's {D_X.receptive_field()}")
+    of_Ds = [*D_X.parameters(), *D_Y.parameters(), *D_S.parameters()]
     opt_GF = torch.optim.Adam([*G.parameters(), *F.parameters()], cfg.lr, cfg.betas, fused=True)
-    D_parameters = [*D_X.parameters(), *D_Y.parameters(), *D_S.parameters()]
-    opt_D = torch.optim.Adam(D_parameters, cfg.lr, cfg.betas, fused=True)
-    names = dict(zip(("G", "F", "D_X", "D_Y", "D_S"), nets, strict=True))
-    run = Run(cfg, data, names, {"GF": opt_GF, "D": opt_D}, HEALTH, about_of(data))
-    shown, losses = fixed_batch(held_out), {}
-    warm_up_F(cfg, run, G, F, D_X, D_Y, opt_GF, opt_D)
+    opt_D = torch.optim.Adam(of_Ds, cfg.lr, cfg.betas, fused=True)
+    run = Run(cfg, data, {"G": G, "F": F, "D_X": D_X, "D_Y": D_Y, "D_S": D_S}, {"GF": opt_GF, "D": opt_D},
+              HEALTH, about_of(data))
+    shown = fixed_batch(held_out)
+    warm_up_F(cfg, run, G, F, D_X, D_Y, opt_GF, opt_D, shown)
+    warm_up_G(cfg, run, G, F, D_X, D_Y, D_S, opt_GF, opt_D, shown)
 
     for step, (x, y, w) in run.batches(cfg.batch_size):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
         lambda_adv = adversarial_weight(cfg, step)
-        G_alone = [F] if step <= 2 * cfg.warm_up * cfg.steps else []   # ours: F stays as the warm-up left it
 
-        # 1. G and F: put on, take off, put on again -------------------------------------------------------
-        with frozen(D_X, D_Y, D_S, *G_alone), autocast(cfg):
-            n_x, n_y = noise_like(x, cfg.noise), noise_like(y, cfg.noise)      # ours: drowns a hidden signal
+        # 1. G and F: put on, take off, and each again -----------------------------------------------------
+        with frozen(D_X, D_Y, D_S), autocast(cfg):
             y_fake = G(x, y)
             x_fake = F(y)
-            x_back = F(y_fake + n_y)
-            y_back = G(x_fake + n_x, y_fake + n_y)
+            x_seen, y_goal = add_noise(cfg.noise, x_fake, y)           # ours, off: the same noise on both
+            y_seen, x_goal = add_noise(cfg.noise, y_fake, x)           # ours, off
+            x_back = F(y_seen)
+            y_back = G(x_seen, y_seen)
             made_up = D_Y(y_fake)
             bare = D_X(x_fake)
             same = D_S(y, y_fake)
         L_G = loss_G_G(made_up)                                                                  # [L_G]
         L_F = loss_F_F(bare)                                                                     # [L_F]
-        L_I = loss_I(x + n_y, x_back)                                                            # [L_I]
-        L_S = loss_S(y + n_x, y_back)                                                            # [L_S]
+        L_I = loss_I(x_goal, x_back)                                                             # [L_I]
+        L_S = loss_S(y_goal, y_back)                                                             # [L_S]
         L_P = loss_P_G(same)                                                                     # [L_P]
         L_R = loss_R(x, y_fake)                                                                  # [L_R]
         L = (lambda_adv * L_G + lambda_adv * L_F + cfg.lambda_I * L_I + cfg.lambda_S * L_S
@@ -473,63 +443,106 @@ def train_region(cfg, data, held_out):
         L.backward()
         opt_GF.step()
 
-        # 2. The D's: real or not, bare or made up; the same make-up or not ---------------------------------
+        # 2. The D's: made up, or not; bare, or not; the same make-up, or not --------------------------------
         with autocast(cfg):
-            made_up_real, made_up_fake = D_Y(y), D_Y(y_fake.detach())
-            bare_real, bare_fake = D_X(x), D_X(x_fake.detach())
-            same_w, same_fake = D_S(y, w), D_S(y, y_fake.detach())
-            other = D_S(y.roll(1, 0), w) if cfg.mismatch else None                               # ours
+            made_up_real = D_Y(y)
+            made_up_fake = D_Y(y_fake.detach())
+            bare_real = D_X(x)
+            bare_fake = D_X(x_fake.detach())
+            same_real = D_S(y, w)
+            same_fake = D_S(y, y_fake.detach())
+            same_other = D_S(y.roll(1, 0), w) if cfg.mismatch else None                          # ours, off
         L_D_Y = loss_G_D(made_up_real, made_up_fake)                                             # [L_G]
         L_D_X = loss_F_D(bare_real, bare_fake)                                                   # [L_F]
-        L_D_S = loss_P_D(same_w, same_fake, other)                                               # [L_P]
-        L_D = L_D_Y + L_D_X + (L_D_S if cfg.lambda_P else 0.)
+        L_D_S = loss_P_D(same_real, same_fake, same_other)                                       # [L_P]
+        L_D = L_D_Y + L_D_X + (L_D_S if cfg.lambda_P else 0.)          # lambda_P = 0: there is no D_S
         opt_D.zero_grad()
         L_D.backward()
         opt_D.step()
-        losses = logged(G=L_G, F=L_F, I=L_I, S=L_S, P=L_P, R=L_R, D_Y=L_D_Y, D_X=L_D_X, D_S=L_D_S)
 
         if run.logs(step):
+            losses = logged(G=L_G, F=L_F, I=L_I, S=L_S, P=L_P, R=L_R, D_Y=L_D_Y, D_X=L_D_X, D_S=L_D_S)
             run.log(step, **health(G, F, shown), lambda_adv=lambda_adv, **losses)
         if run.samples(step):
             run.sample(step, sample_grid(G, F, shown))
     return G, F
 
 
-def warm_up_F(cfg, run, G, F, D_X, D_Y, opt_GF, opt_D):
-    """Ours, before the paper's objective (the paper begins with a CycleGAN's F): F learns to take make-up
-    off.
+def warm_up_F(cfg, run, G, F, D_X, D_Y, opt_GF, opt_D, shown):
+    """Ours, for what the paper has from a CycleGAN: F learns to take make-up off.
 
-    G sees no reference, G(x, x), and only x comes back: F would have to keep what a blind G cannot know.
+    G sees no reference, G(x, x), and F learns from its way back to x. There is no way back to y: F would have
+    to keep in F(y) what such a G cannot know, the make-up.
     """
     for step, (x, y, _) in run.batches(cfg.batch_size, until=int(cfg.warm_up * cfg.steps)):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
         with frozen(D_X, D_Y), autocast(cfg):
-            n_y = noise_like(y, cfg.noise)
             y_fake = G(x, x)
             x_fake = F(y)
-            x_back = F(y_fake + n_y)
+            y_seen, x_goal = add_noise(cfg.noise, y_fake, x)
+            x_back = F(y_seen)
             made_up = D_Y(y_fake)
             bare = D_X(x_fake)
-        L_adv = loss_G_G(made_up) + loss_F_F(bare)                                        # [L_G], [L_F]
-        L_I, L_R = loss_I(x + n_y, x_back), loss_R(x, y_fake)                             # [L_I], [L_R]
-        L = adversarial_weight(cfg, step) * L_adv + cfg.lambda_I * L_I + cfg.lambda_R * L_R
+        L_G, L_F = loss_G_G(made_up), loss_F_F(bare)                                      # [L_G], [L_F]
+        L_I, L_R = loss_I(x_goal, x_back), loss_R(x, y_fake)                              # [L_I], [L_R]
+        L = adversarial_weight(cfg, step) * (L_G + L_F) + cfg.lambda_I * L_I + cfg.lambda_R * L_R
         opt_GF.zero_grad()
         L.backward()
         opt_GF.step()
         with autocast(cfg):
             made_up_real, made_up_fake = D_Y(y), D_Y(y_fake.detach())
             bare_real, bare_fake = D_X(x), D_X(x_fake.detach())
-        L_D = loss_G_D(made_up_real, made_up_fake) + loss_F_D(bare_real, bare_fake)       # [L_G], [L_F]
+        L_D_Y, L_D_X = loss_G_D(made_up_real, made_up_fake), loss_F_D(bare_real, bare_fake)
         opt_D.zero_grad()
-        L_D.backward()
+        (L_D_Y + L_D_X).backward()
         opt_D.step()
         if run.logs(step):
-            run.log(step, **logged(adv=L_adv, I=L_I, R=L_R, D=L_D))
+            run.log(step, **logged(G=L_G, F=L_F, I=L_I, R=L_R, D_Y=L_D_Y, D_X=L_D_X))
+        if run.samples(step):
+            run.sample(step, sample_grid(G, F, shown))
 
 
-def noise_like(x, std):
-    """Normal noise, or 0 where std is 0."""
-    return std * torch.randn_like(x) if std else 0.
+def warm_up_G(cfg, run, G, F, D_X, D_Y, D_S, opt_GF, opt_D, shown):
+    """Ours, for as many steps as F had: G learns the paper's objective, while F stays as it is."""
+    for step, (x, y, w) in run.batches(cfg.batch_size, until=int(2 * cfg.warm_up * cfg.steps)):
+        run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
+        with frozen(F, D_X, D_Y, D_S), autocast(cfg):
+            y_fake = G(x, y)
+            x_fake = F(y)
+            x_seen, y_goal = add_noise(cfg.noise, x_fake, y)
+            y_seen, x_goal = add_noise(cfg.noise, y_fake, x)
+            x_back = F(y_seen)
+            y_back = G(x_seen, y_seen)
+            made_up = D_Y(y_fake)
+            same = D_S(y, y_fake)
+        L_G, L_P = loss_G_G(made_up), loss_P_G(same)                                      # [L_G], [L_P]
+        L_I, L_S, L_R = loss_I(x_goal, x_back), loss_S(y_goal, y_back), loss_R(x, y_fake)
+        L = (adversarial_weight(cfg, step) * (L_G + cfg.lambda_P * L_P) + cfg.lambda_I * L_I
+             + cfg.lambda_S * L_S + cfg.lambda_R * L_R)
+        opt_GF.zero_grad()
+        L.backward()
+        opt_GF.step()
+        with autocast(cfg):
+            made_up_real, made_up_fake = D_Y(y), D_Y(y_fake.detach())
+            bare_real, bare_fake = D_X(x), D_X(x_fake)
+            same_real, same_fake = D_S(y, w), D_S(y, y_fake.detach())
+            same_other = D_S(y.roll(1, 0), w) if cfg.mismatch else None
+        L_D_Y, L_D_X = loss_G_D(made_up_real, made_up_fake), loss_F_D(bare_real, bare_fake)
+        L_D_S = loss_P_D(same_real, same_fake, same_other)
+        opt_D.zero_grad()
+        (L_D_Y + L_D_X + (L_D_S if cfg.lambda_P else 0.)).backward()
+        opt_D.step()
+        if run.logs(step):
+            losses = logged(G=L_G, I=L_I, S=L_S, P=L_P, R=L_R, D_Y=L_D_Y, D_X=L_D_X, D_S=L_D_S)
+            run.log(step, **health(G, F, shown), **losses)
+        if run.samples(step):
+            run.sample(step, sample_grid(G, F, shown))
+
+
+def add_noise(std, *pictures):
+    """The same normal noise on each picture, against signals hidden in them; std 0: as they are."""
+    noise = std * torch.randn_like(pictures[0]) if std else 0.
+    return [picture + noise for picture in pictures]
 
 
 def about_of(data):
@@ -540,30 +553,23 @@ def about_of(data):
     return {"toy": True, "anchors": [[round(v, 3) for v in point] for point in mean.tolist()]}
 
 
-@dataclass
-class Shown:
-    """What log lines and grids show: x [n, 3, s, s] bare, y [m, 3, s, s] made up, the truth [n, m, 3, s, s]
-    of every pair (photographs: W), and y's true bare faces [m, 3, s, s] (photographs: None)."""
-    x: torch.Tensor
-    y: torch.Tensor
-    truth: torch.Tensor
-    bare: torch.Tensor | None
-
-
 @torch.no_grad()
 def fixed_batch(held_out, n=4, m=6):
-    """n bare faces and m made-up ones that nobody trains on, the same every time."""
+    """What log lines and grids show: people that nobody trains on, the same every time.
+
+    Returns x [n, 3, s, s] bare; y [m, 3, s, s] made up; the truth [n, m, 3, s, s] of every pair (photographs:
+    W); y's true bare faces [m, 3, s, s] (photographs: None).
+    """
     i, j = (torch.linspace(0, len(album) - 1, min(k, len(album))).round().long()
             for album, k in ((held_out.bare, n), (held_out.made, m)))
-    toy = held_out.bare.faces is not None
+    toy, bare = held_out.bare.faces is not None, None
     pair = held_out.true if toy else held_out.warped
-    truth, bare = torch.stack([pair(one.expand(len(j)), j) for one in i]), None
+    truth = torch.stack([pair(one.expand(len(j)), j) for one in i])
     if toy:
         k = j.to(held_out.cfg.device)
-        faces = held_out.made.faces[k].no_makeup()
-        pictures = toyfaces.render(faces, held_out.made.images.shape[-1])
+        pictures = toyfaces.render(held_out.made.faces[k].no_makeup(), held_out.made.images.shape[-1])
         bare = held_out.view(pictures, held_out.made.anchors[k])[0]
-    return Shown(held_out.cut(held_out.bare, i)[0], held_out.cut(held_out.made, j)[0], truth, bare)
+    return held_out.cut(held_out.bare, i)[0], held_out.cut(held_out.made, j)[0], truth, bare
 
 
 def all_pairs(G, x, y):
@@ -575,11 +581,12 @@ def all_pairs(G, x, y):
 def health(G, F, shown):
     """The health word, and mean distances (0 ... 1).
 
-    change: of G(x, y) to x; spread: how much results of one face differ from reference to reference; error,
-    copy: of G and of x to the truth; toy faces: removed, kept: of F(y) and of y to the true bare face. W
-    differs from reference to reference by their faces, too, so of photographs little spread is asked.
+    change: of G(x, y) to x; spread: of G(x, y) to its mean over the references; error, copy: of G(x, y) and
+    of x to the truth; removed, kept (toy faces): of F(y) and of y to the true bare face. W of photographs
+    differs by the references' faces, too, so there little spread is asked.
     """
-    out = all_pairs(G, shown.x, shown.y)
+    x, y, truth, bare = shown
+    out = all_pairs(G, x, y)
 
     def L1(a, b):
         return (a - b).abs().mean() / 2
@@ -587,27 +594,26 @@ def health(G, F, shown):
     def spread(pictures):
         return L1(pictures, pictures.mean(1, keepdim=True))
 
-    x = shown.x[:, None]
-    values = {"change": L1(out, x), "spread": spread(out)}
-    values |= {"error": L1(out, shown.truth), "copy": L1(x, shown.truth)}
-    if shown.bare is not None:
-        values |= {"removed": L1(F(shown.y), shown.bare), "kept": L1(shown.y, shown.bare)}
+    values = {"change": L1(out, x[:, None]), "spread": spread(out), "error": L1(out, truth),
+              "copy": L1(x[:, None], truth)}
+    if bare is not None:
+        values |= {"removed": L1(F(y), bare), "kept": L1(y, bare)}
     word = "copying" if values["change"] < .1 * values["copy"] else "ok"
-    if word == "ok" and values["spread"] < (.03 if shown.bare is None else .2) * spread(shown.truth):
+    if word == "ok" and values["spread"] < (.03 if bare is None else .2) * spread(truth):
         word = "style-ignored"
     return {"health": word} | values
 
 
 @torch.no_grad()
 def sample_grid(G, F, shown):
-    """Top: references; then each source with every reference's make-up, below the truth (photographs: W);
-    F(y)."""
-    x, y, out, blank = shown.x, shown.y, all_pairs(G, shown.x, shown.y), torch.ones_like(shown.x[:1])
-    removed = [F(y)] + ([] if shown.bare is None else [shown.bare])
+    """References; sources with their make-up, the truth below (photographs: W); last F(y) and the truth."""
+    x, y, truth, bare = shown
+    out, blank = all_pairs(G, x, y), torch.ones_like(x[:1])
+    removed = [F(y)] if bare is None else [F(y), bare]
     sources = [part for one in x for part in (one[None], blank)]
     columns = [torch.cat([blank, *sources, *[blank] * len(removed)])]
     for k in range(len(y)):
-        pairs = torch.stack([out[:, k], shown.truth[:, k]], 1).flatten(0, 1)
+        pairs = torch.stack([out[:, k], truth[:, k]], 1).flatten(0, 1)
         columns.append(torch.cat([y[k:k + 1], pairs, *(r[k:k + 1] for r in removed)]))
     titles = ["source", *(f"reference {k + 1}" for k in range(len(y)))]
     return grid(columns, titles, scale=max(1, 128 // x.shape[-1]))
@@ -617,11 +623,9 @@ def sample_grid(G, F, shown):
 
 @torch.no_grad()
 def painted(cfg, nets, x, x_anchors, y=None, y_anchors=None):
-    """What G changes in pictures x [B, 3, L, L] for the references y, or without y what F changes: [B, 3, L,
-    L].
+    """What G changes in pictures x [B, 3, L, L] for references y; without y, what F changes. [B, 3, L, L]
 
-    nets: {region: (G, F)}. Each region's change is laid in its place with a soft rim, eyes and lips over
-    skin.
+    nets: {region: (G, F)}. Each change is laid in its place with a soft rim, eyes and lips over skin.
     """
     total = torch.zeros_like(x)
     for region, (G, F) in nets.items():
@@ -661,11 +665,10 @@ def load(cfg):
 
 
 def infer(cfg, files, reference, remove, strength, out):
-    """FILE ...: bare faces for the make-up of every --reference, or, with --remove, faces to take it off. Any
-    size.
+    """FILE...: bare faces for the make-up of every --reference; with --remove, faces to take it off.
 
     Writes <name>_<reference>.png, or <name>_bare.png, of the picture's own size, and sheet.png with all of
-    them. Photographs need landmarks: NAME.pts beside, or a map in segs/.
+    them. Photographs of any size need landmarks: NAME.pts beside, or a map in segs/.
     """
     if bool(reference) == remove:
         raise UserError("--infer: give --reference FILE, whose make-up is wanted, or --remove to take it off")
@@ -674,23 +677,21 @@ def infer(cfg, files, reference, remove, strength, out):
     nets, about = load(cfg)
     L = load_size(cfg)
     photos, styles = ([Photo(file, L, cfg.device, about) for file in names] for names in (files, reference))
-    folder, taken, rows = out_folder(cfg, out), set(), []
+    folder, taken = out_folder(cfg, out), set()
+    rows = [[torch.ones(1, 3, L, L, device=cfg.device), *(style.x for style in styles)]] if styles else []
     for photo in photos:
         rows.append([photo.x])
         for style in styles or [None]:
             given = (style.x, style.anchors) if style else ()
             total = strength * painted(cfg, nets, photo.x, photo.anchors, *given)
-            name = unused(f"{photo.path.stem}_{style.path.stem if style else 'bare'}", taken)
-            taken.add(name)
+            stem = f"{photo.path.stem}_{style.path.stem if style else 'bare'}"
+            taken.add(name := unused(stem, taken))
             photo.with_(total).save(folder / f"{name}.png")
             print(folder / f"{name}.png")
             rows[-1].append((photo.x + total).clamp(-1, 1))
-    columns = [torch.cat(column) for column in zip(*rows, strict=True)]
-    if styles:
-        heads = [torch.ones_like(columns[0][:1]), *(style.x for style in styles)]
-        columns = [torch.cat(pair) for pair in zip(heads, columns, strict=True)]
     titles = ["source", *([style.path.stem for style in styles] or ["bare"])]
-    grid(columns, titles, max(1, 160 // columns[0].shape[-1])).save(folder / "sheet.png")
+    columns = [torch.cat(column) for column in zip(*rows, strict=True)]
+    grid(columns, titles, max(1, 160 // L)).save(folder / "sheet.png")
     print(folder / "sheet.png")
 
 

@@ -98,7 +98,6 @@ class Config(Settings):
     decay_from: float = .5            # C 4: constant, then linear to 0; PyTorch code also for P
     # ablation
     part: str = choice("all", "losses", "generator", "patch", "cycle")   # ours: of --ablate
-
     AMP_ON_CUDA = False     # one picture a step. H100, ms: P 12.7, in bfloat16 14.8; C 45.5, in bfloat16 49.6
 
 
@@ -242,10 +241,9 @@ class UNet(nn.Module):
             self.up.append(nn.Sequential(nn.ReLU(), conv, *after, *noise))
 
     def forward(self, x):
-        e = []                                                         # the encoder's maps
-        for down in self.down:
-            x = down(x)
-            e.append(x)
+        e = [self.down[0](x)]                                          # the encoder's maps
+        for down in self.down[1:]:
+            e.append(down(e[-1]))
         x = self.up[0](e.pop())
         for up in self.up[1:]:
             skip = e.pop()
@@ -254,8 +252,7 @@ class UNet(nn.Module):
 
 
 def discriminator(patch=70, in_channels=3, width=64, norm="batch"):
-    """The PatchGAN whose scores see patch x patch pixels (P 6.1.2): 4 x 4 convolutions of stride 2, the last
-    two of stride 1 (in the codes; with stride 2 throughout, as in P's text, a score would see more).
+    """The PatchGAN whose scores see patch x patch pixels (P 6.1.2): strides 2, the last two 1 (codes).
 
     P: 6 channels, x and y, batch norm: 2,768,705 parameters at 70. C: 3, instance norm: 2,764,737.
     """
@@ -542,8 +539,11 @@ def checkpoint(path):
 def fill(nets, saved, path):
     """The weights of a checkpoint into networks {name: net}; it must have G. What it lacks stays as it is."""
     for name, net in nets.items():
+        state = saved["nets"].get(name, {})
+        if "paper" not in saved:                                       # the authors' names of layers
+            state = authors.by_order(net, state)
         if name == "G" or name in saved["nets"]:
-            load_weights(net, authors.by_order(net, saved["nets"].get(name, {})), f"{path}, {name}")
+            load_weights(net, state, f"{path}, {name}")
 
 
 @reads_checkpoint

@@ -66,8 +66,7 @@ class Config(Settings):
     data: tuple = field(default=(), metadata={"action": "append"})  # ours: a data set's folder, once or twice
     toy: str = choice("attributes", "expressions", "both")          # ours: which toy set, without --data
     attributes: tuple = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")  # 5.2; toy faces: Beard
-    # ours: of class folders, these; none = all
-    classes: tuple = field(default=(), metadata={"type": str})
+    classes: tuple = field(default=(), metadata={"type": str})      # ours: of class folders, these; () = all
     test_images: int = 2000           # section 5.2; ours: at most a tenth of the set
     image_size: int = 128             # section 5.2
     people: int = 20_000              # ours: toy pictures in the wild, each of another person
@@ -453,8 +452,8 @@ def train(cfg):
 def learn_to_copy(cfg, run, data, G, opt_G):
     """Ours, before the paper's training and off in its recipe: G learns to give back its input.
 
-    Instance norm removes the absolute colours; a short training would spend itself on finding them. The weight
-    is that of the way back, or Adam's steps would be far too large when the paper's objective takes over.
+    Instance norm removes the absolute colours; a short training would spend itself on finding them. The
+    weight is that of the way back, or Adam's steps would be too large when the paper's objective takes over.
     """
     for step, batches in run.batches(cfg.batch_size, until=cfg.copy_steps):
         L_copy = 0.

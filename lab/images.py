@@ -288,12 +288,12 @@ def draw_points(points, size):
     return (heatmaps(points, size, .6 * size / 64).amax(1, keepdim=True) * 2 - 1).expand(-1, 3, -1, -1)
 
 
-def figure(width, height):
+def figure(width, height, layout="constrained"):
     """An empty matplotlib figure, inches, that needs no display. (Imported here: matplotlib takes its
     time.)"""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    empty = Figure(figsize=(width, height), layout="constrained")
+    empty = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(empty)
     return empty
 

@@ -316,7 +316,8 @@ class Run:
             return
         names = [k for k in lines[-1] if k not in ("step", "health", "seconds")]
         rows, columns = math.ceil(len(names) / 4), min(4, len(names))
-        sheet = figure(3.2 * columns, 2.2 * rows)
+        sheet = figure(3.2 * columns, 2.2 * rows, layout=None)         # the usual one takes seconds for many
+        sheet.subplots_adjust(.3 / columns, .2 / rows, 1 - .05 / columns, 1 - .2 / rows, .2, .45)
         for k, name in enumerate(names):
             ax = sheet.add_subplot(rows, columns, k + 1)
             values = [math.nan if line.get(name) is None else line[name] for line in lines]

@@ -1,12 +1,7 @@
-"""Where a face lies on a picture, and how one face is bent onto another: geometry and colour, nothing
-learned.
+"""Where a face lies on a picture, and how one is bent onto another: geometry and colour, nothing learned.
 
-What is needed of a face is 30 anchors [30, 2], pixels (x, y), from landmarks or from a map of regions, so
-that a model trained with the one can be used with the other (lab.formats.makeup makes them). Left and right
-are the viewer's:
-     0-3 left eye: left, right, top, bottom     4-7 right eye     8-10 left brow: left, right, top     11-13
-     right brow 14-17 mouth: left, right, top, bottom      18-20 nose: left, right, bottom
-     21-26 outline at the height of eyes, nose, mouth     27 chin     28, 29 the lips' inner edges, middle
+Of a face 30 anchors [30, 2] are needed, pixels (x, y); lab.formats.makeup says which, and finds them in
+landmarks or in a map of regions. A square is the part of a picture that the networks of a region see.
 """
 from pathlib import Path
 
@@ -17,7 +12,7 @@ from PIL import Image
 
 from lab import UserError
 from lab.formats.makeup import anchors_of, annotation_of, upright
-from lab.images import crop, open_image, to_tensor, to_uint8
+from lab.images import crop, decoded_images, open_image, to_tensor, to_uint8
 
 # The face as a polygon: left side, chin, right side, brows
 OUTLINE = torch.tensor([21, 23, 25, 27, 26, 24, 22, 12, 13, 11, 9, 10, 8])
@@ -73,6 +68,21 @@ def loose(anchors):
     return eyes + along * way, LOOSE * sides / 2 * way.norm(dim=1).clamp(min=1e-3)
 
 
+def loose_squares(cfg, files, points, L):
+    """Pictures cut to their loose squares: images uint8 [N, 3, L, L], and the anchors in them [N, 30, 2].
+
+    They are decoded once. points: the anchors [N, 30, 2] in the files' own pixels.
+    """
+    centre, half = loose(points)
+    low, high = centre - half[:, None], centre + half[:, None]
+
+    def decode(k):
+        return np.asarray(crop(open_image(files[k]), low[k], high[k], L)).transpose(2, 0, 1)
+
+    images, good = decoded_images(cfg, files, (3, L, L), decode, low.tolist())
+    return images, ((points - low[:, None]) * (L / (2 * half))[:, None, None] - .5)[good]
+
+
 def pixels(h, w, device):
     """The places (x, y) of all pixels: [1, h * w, 2]."""
     y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
@@ -106,10 +116,10 @@ def lay(drawn, to_square, size):
 
 
 def thin_plate(source, target):
-    """The thin-plate spline (Bookstein 1989) that takes the points source [B, n, 2] to target, of points [B,
-    m, 2].
+    """The thin-plate spline (Bookstein 1989) that takes the points source [B, n, 2] to target.
 
-    In float64: the equations are badly conditioned where anchors nearly coincide.
+    Returns a function of points [B, m, 2]. In float64: the equations are badly conditioned where anchors
+    nearly coincide.
     """
     B, n, _ = source.shape
     scale = source.amax((1, 2), keepdim=True).clamp(min=1.).double()
@@ -136,8 +146,7 @@ def inside(polygon, size):
     def left_of(q, r):
         return (r - q)[..., 0] * (p - q)[..., 1] - (r - q)[..., 1] * (p - q)[..., 0] >= 0
 
-    # [3, B, k, s * s]
-    turns = torch.stack([left_of(a, b), left_of(b, centre), left_of(centre, a)])
+    turns = torch.stack([left_of(a, b), left_of(b, centre), left_of(centre, a)])         # [3, B, k, s * s]
     return (turns.all(0) | ~turns.any(0)).any(1).reshape(-1, 1, size, size)
 
 
@@ -183,8 +192,7 @@ class Photo:
         print(f"{file}: {w} x {h}, {how}")
 
     def with_(self, total):
-        """The whole picture with a change [1, 3, L, L] of its loose square, at the picture's own
-        resolution."""
+        """The whole picture with a change [1, 3, L, L] of its square, at the picture's own resolution."""
         left, top = (self.low + .5).floor().int().tolist()
         n = int((2 * self.half).ceil()) + 1                            # pixels that the square touches
         left, top, right, bottom = (max(0, left), max(0, top), min(self.image.width, left + n),

@@ -1,7 +1,9 @@
-"""What the notebooks share: pictures, an equation beside its code, and one training step looked at from inside.
+"""What the notebooks share: pictures, an equation beside its code, and one training step looked at from
+inside.
 
 Nothing here knows an algorithm. Everything is asked of the papers' own files.
 """
+
 import contextlib
 import dataclasses
 import inspect
@@ -43,9 +45,10 @@ def plot(drawing):
     display(Image(file.getvalue()))
 
 
-def figure(name, width=900, top=1.):
+def figure(name, width=900, top=1.0):
     """A picture of notebooks/figures, or a share of it from the top."""
     from PIL import Image as Pictures
+
     image = Pictures.open(ROOT / "notebooks" / "figures" / name).convert("RGB")
     image = image.crop((0, 0, image.width, round(top * image.height)))
     if image.width > 1400:
@@ -75,9 +78,11 @@ def settings(paper, **changes):
 
 
 def watch(paper, cfg, train=None):
-    """The last step of paper.train (or of `train`): what each loss was given, what it gave, and whom it moves.
+    """The last step of paper.train (or of `train`): what each loss was given, what it gave, and whom it
+    moves.
 
-    Returns a list of dicts: loss, shapes, value, update (the optimiser that stepped on it), moves (names of networks).
+    Returns a list of dicts: loss, shapes, value, update (the optimiser that stepped on it), moves (names of
+    networks).
     """
     calls, rows, runs, backward, begin = [], [], [], torch.Tensor.backward, Run._begin
     originals = {name: f for name, f in loss_functions(paper).items() if name.startswith("loss_")}
@@ -89,6 +94,7 @@ def watch(paper, cfg, train=None):
             if torch.is_tensor(value) and value.requires_grad:
                 calls.append(dict(loss=name, shapes=shapes, value=value))
             return value
+
         return loss
 
     def moved(value, net):
@@ -108,7 +114,8 @@ def watch(paper, cfg, train=None):
             runs.append(run)
             for name, optimiser in run.opts.items():
                 optimiser.register_step_post_hook(
-                    lambda *_, name=name: [row.update(update=name) for row in rows if not row["update"]])
+                    lambda *_, name=name: [row.update(update=name) for row in rows if not row["update"]]
+                )
         begin(run, end)
 
     try:
@@ -148,7 +155,8 @@ def routes(rows):
 
 
 def train(paper, cfg, width=900):
-    """A short training; its newest sample grid and line of the log stand below the cell, and change as it goes on."""
+    """A short training; its newest sample grid and line of the log stand below the cell, and change as it
+    goes on."""
     grid, words = display(Markdown(""), display_id=True), display(Markdown(""), display_id=True)
     sample = Run.sample
 
@@ -156,7 +164,9 @@ def train(paper, cfg, width=900):
         sample(self, step, image)
         grid.update(picture(image, width))
         line = read_jsonl(self.folder / "metrics.jsonl")[-1]
-        words.update(Markdown(f"step {step} of {self.cfg.steps}, {line['seconds']:.0f} s, health: {line['health']}"))
+        words.update(
+            Markdown(f"step {step} of {self.cfg.steps}, {line['seconds']:.0f} s, health: {line['health']}")
+        )
 
     Run.sample = live
     every = max(10, cfg.steps // 8)
@@ -172,7 +182,9 @@ def result(name):
     report = json.loads((ROOT / "notebooks" / "results" / f"{name}.json").read_text())
     lines = ["| claim | without | with | verdict |", "|---|---|---|---|"]
     for c in report.get("claims", []):
-        lines.append(f"| {c['what']} | {c['without']} | {c['with']} | {c.get('verdict', report['verdict'])} |")
+        lines.append(
+            f"| {c['what']} | {c['without']} | {c['with']} | {c.get('verdict', report['verdict'])} |"
+        )
     seeds = ", ".join(map(str, report["seeds"]))
     how = f"`{report['command']}`, seeds {seeds}, {report['hardware']}, commit {report['commit']}"
     display(Markdown("\n".join(lines) + "\n\n" + how))
@@ -200,13 +212,18 @@ def says(function):
 def yours(paper, **functions):
     """The project's own tests of these functions, run on yours in their place."""
     import pytest
+
     for name, mine in functions.items():
         original, tests = getattr(paper, name), tests_of(name, ROOT / "tests")
         setattr(paper, name, mine)
         try:
             with contextlib.redirect_stdout(io.StringIO()) as said:
-                ended = pytest.main(["-q", "-x", "-p", "no:cacheprovider",
-                                     *(str(ROOT / "tests" / test) for test in tests)])
+                ended = pytest.main(
+                    ["-q", "-x", "-p", "no:cacheprovider", *(str(ROOT / "tests" / test) for test in tests)]
+                )
         finally:
             setattr(paper, name, original)
-        print(f"{name}: {len(tests)} tests " + ("passed" if ended == 0 else "FAILED\n" + said.getvalue()[-1500:]))
+        print(
+            f"{name}: {len(tests)} tests "
+            + ("passed" if ended == 0 else "FAILED\n" + said.getvalue()[-1500:])
+        )

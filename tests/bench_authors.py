@@ -1,9 +1,11 @@
-"""Our training step against one in the manner of the authors' code:  python tests/bench_authors.py  (into notebooks/results)
+"""Our training step against one in the manner of the authors' code:  python tests/bench_authors.py  (into
+notebooks/results)
 
-The manner: float32, StarGAN's G(x, c) anew for G's step and its D neither frozen nor spared there, Adam without fusing,
-losses read off after every step. The networks, the batches and all random numbers are ours. Both take turns, step by
-step, in one process.
+The manner: float32, StarGAN's G(x, c) anew for G's step and its D neither frozen nor spared there, Adam
+without fusing, losses read off after every step. The networks, the batches and all random numbers are ours.
+Both take turns, step by step, in one process.
 """
+
 import contextlib
 import dataclasses
 import sys
@@ -25,8 +27,12 @@ from lab.files import read_jsonl  # noqa: E402
 from lab.machine import commit, hardware, resolve_device  # noqa: E402
 from lab.run import Run  # noqa: E402
 
-WARM_UP, CYCLES = 5, 60                                                # a cycle: the steps of D until G has its turn
-MODELS = (("stargan", stargan, {}), ("pix2pix", pix2pix_cyclegan, dict(model="pix2pix")), ("cyclegan", pix2pix_cyclegan, dict(model="cyclegan")))
+WARM_UP, CYCLES = 5, 60  # a cycle: the steps of D until G has its turn
+MODELS = (
+    ("stargan", stargan, {}),
+    ("pix2pix", pix2pix_cyclegan, dict(model="pix2pix")),
+    ("cyclegan", pix2pix_cyclegan, dict(model="cyclegan")),
+)
 
 
 def adam(cfg, *nets):
@@ -53,27 +59,34 @@ def stargan_step(cfg):
     said = {}
 
     def step(k):
-        (x_real, label_org), = data.sample(cfg.batch_size)
+        ((x_real, label_org),) = data.sample(cfg.batch_size)
         label_trg = label_org[torch.randperm(len(label_org))]
         x_fake = G(x_real, label_trg)
         src, cls = D(x_real)
-        real, cls_real = -src.mean(), F.binary_cross_entropy_with_logits(cls, label_org, reduction="sum") / len(cls)
+        real, cls_real = (
+            -src.mean(),
+            F.binary_cross_entropy_with_logits(cls, label_org, reduction="sum") / len(cls),
+        )
         fake = D(x_fake.detach())[0].mean()
         alpha = torch.rand(len(x_real), 1, 1, 1, device=x_real.device)
         x_hat = (alpha * x_real + (1 - alpha) * x_fake.detach()).requires_grad_(True)
         out = D(x_hat)[0]
-        slope, = torch.autograd.grad(out, x_hat, torch.ones_like(out), create_graph=True)
+        (slope,) = torch.autograd.grad(out, x_hat, torch.ones_like(out), create_graph=True)
         gp = ((slope.view(len(slope), -1).pow(2).sum(1).sqrt() - 1) ** 2).mean()
         descend(opt_D, real + fake + cfg.lambda_cls * cls_real + cfg.lambda_gp * gp)
         said.update(adv_D=(real + fake).item(), cls_real=cls_real.item(), gp=gp.item())
         if k % cfg.n_critic == 0:
             x_fake = G(x_real, label_trg)
             src, cls = D(x_fake)
-            adv, cls_fake = -src.mean(), F.binary_cross_entropy_with_logits(cls, label_trg, reduction="sum") / len(cls)
+            adv, cls_fake = (
+                -src.mean(),
+                F.binary_cross_entropy_with_logits(cls, label_trg, reduction="sum") / len(cls),
+            )
             rec = (x_real - G(x_fake, label_org)).abs().mean()
             descend(opt_G, adv + cfg.lambda_rec * rec + cfg.lambda_cls * cls_fake)
             said.update(adv_G=adv.item(), cls_fake=cls_fake.item(), rec=rec.item())
         return said
+
     return step
 
 
@@ -96,6 +109,7 @@ def pix2pix_step(cfg):
         descend(opt_G, gan + L1)
         D.requires_grad_(True)
         return dict(D=L_D.item(), GAN=gan.item(), L1=L1.item())
+
     return step
 
 
@@ -118,17 +132,23 @@ def cyclegan_step(cfg):
         x_rec, y_rec = H(y_fake), G(x_fake)
         D_X.requires_grad_(False), D_Y.requires_grad_(False)
         scores = D_Y(y_fake), D_X(x_fake)
-        L = dict(zip(("GAN_G", "GAN_F"), (F.mse_loss(s, torch.ones_like(s)) for s in scores), strict=True),
-                 cyc_x=cfg.lambda_cyc * F.l1_loss(x_rec, x), cyc_y=cfg.lambda_cyc * F.l1_loss(y_rec, y))
+        L = dict(
+            zip(("GAN_G", "GAN_F"), (F.mse_loss(s, torch.ones_like(s)) for s in scores), strict=True),
+            cyc_x=cfg.lambda_cyc * F.l1_loss(x_rec, x),
+            cyc_y=cfg.lambda_cyc * F.l1_loss(y_rec, y),
+        )
         if cfg.lambda_idt:
             L["idt"] = cfg.lambda_idt * (F.l1_loss(G(y), y) + F.l1_loss(H(x), x))
         descend(opt_G, sum(L.values()))
         D_X.requires_grad_(True), D_Y.requires_grad_(True)
         opt_D.zero_grad()
         y_pooled, x_pooled = pools[1](y_fake.detach()), pools[0](x_fake.detach())
-        said = {name: value.item() for name, value in L.items()} | dict(D_Y=judged(D_Y, y, y_pooled), D_X=judged(D_X, x, x_pooled))
+        said = {name: value.item() for name, value in L.items()} | dict(
+            D_Y=judged(D_Y, y, y_pooled), D_X=judged(D_X, x, x_pooled)
+        )
         opt_D.step()
         return said
+
     return step
 
 
@@ -143,7 +163,8 @@ def theirs(model, cfg, steps):
 
 
 def side_by_side(model, paper, cfg, folder):
-    """(ms of their step in float32, of ours as in cfg, how many times faster): medians over CYCLES, taking turns."""
+    """(ms of their step in float32, of ours as in cfg, how many times faster): medians over CYCLES, taking
+    turns."""
     step, cycle = STEPS[model](cfg), getattr(cfg, "n_critic", 1)
     wait = torch.cuda.synchronize if cfg.device.startswith("cuda") else lambda: None
     lasted = {"theirs": [], "ours": []}
@@ -177,17 +198,28 @@ def side_by_side(model, paper, cfg, folder):
 
 def after(paper, cfg, folder, steps):
     """Our losses after `steps` steps of a longer training, in which the learning rate does not fall yet."""
-    longer = dict(steps=9 * steps, decay_from=1., stop_after=steps, log_every=steps, sample_every=99 * steps)
+    longer = dict(steps=9 * steps, decay_from=1.0, stop_after=steps, log_every=steps, sample_every=99 * steps)
     paper.train(dataclasses.replace(cfg, run=folder, **longer))
     last = read_jsonl(Path(folder) / "metrics.jsonl")[-1]
     return {k[2:]: v for k, v in last.items() if k.startswith("L_")}
 
 
-COLUMNS = ["model", "recipe", "theirs, float32", "ours, float32", "times", "ours, bfloat16", "times", "losses apart"]
-ABOUT = ("`python tests/bench_authors.py`, {}, commit {}. Our step against one in the manner of the authors' code (gradients "
-         "nobody uses, numbers fetched after every step). ms a step and how many times faster, medians; the largest "
-         "difference of a loss after 50 steps in float32 from the same weights, batches and random numbers, beside the "
-         "largest loss.")
+COLUMNS = [
+    "model",
+    "recipe",
+    "theirs, float32",
+    "ours, float32",
+    "times",
+    "ours, bfloat16",
+    "times",
+    "losses apart",
+]
+ABOUT = (
+    "`python tests/bench_authors.py`, {}, commit {}. Our step against one in the manner of the authors' "
+    "code (gradients nobody uses, numbers fetched after every step). ms a step and how many times faster,"
+    " medians; the largest difference of a loss after 50 steps in float32 from the same weights, batches "
+    "and random numbers, beside the largest loss."
+)
 
 
 def main():
@@ -203,8 +235,18 @@ def main():
             apart = f"{max(abs(a[k] - b[k]) for k in shared):.1e} of {max(map(abs, a.values())):.2g}"
             ms, mine, times = side_by_side(model, paper, exact, folder)
             _, halves, half_times = side_by_side(model, paper, half, folder)
-        rows.append([model, f"{exact.image_size} px, batch {exact.batch_size}", f"{ms:.0f}", f"{mine:.0f}",
-                     f"{times:.2f}", f"{halves:.0f}", f"{half_times:.2f}", apart])
+        rows.append(
+            [
+                model,
+                f"{exact.image_size} px, batch {exact.batch_size}",
+                f"{ms:.0f}",
+                f"{mine:.0f}",
+                f"{times:.2f}",
+                f"{halves:.0f}",
+                f"{half_times:.2f}",
+                apart,
+            ]
+        )
         print(" | ".join(rows[-1]), flush=True)
     about = ABOUT.format(hardware(exact), commit())
     results_table.write("authors", {"about": about, "columns": COLUMNS, "rows": rows})

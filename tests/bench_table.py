@@ -1,7 +1,8 @@
 """Time and memory of every paper's step, by --bench, on this machine, into notebooks/results:
 
-    python tests/bench_table.py [small] [medium] [paper]
+python tests/bench_table.py [small] [medium] [paper]
 """
+
 import re
 import subprocess
 import sys
@@ -11,12 +12,21 @@ import results_table
 sys.path.insert(0, str(results_table.ROOT))
 from lab.machine import commit  # noqa: E402
 
-COMMANDS = ("stargan.py", "gannotation.py", "drgan.py", "iacyclegan.py", "pairedcyclegan.py",
-            "pix2pix_cyclegan.py --model pix2pix", "pix2pix_cyclegan.py --model cyclegan")
+COMMANDS = (
+    "stargan.py",
+    "gannotation.py",
+    "drgan.py",
+    "iacyclegan.py",
+    "pairedcyclegan.py",
+    "pix2pix_cyclegan.py --model pix2pix",
+    "pix2pix_cyclegan.py --model cyclegan",
+)
 COLUMNS = ["command", "recipe", "ms", "of which", "pictures/s", "memory", "GFLOP", "of matmul rate"]
-ABOUT = ("`python tests/bench_table.py`, {machine}, commit {commit}. Toy faces, --people 40; ms a step and its parts, peak "
-         "memory of the process (on a GPU: of the GPU), work of a step, and its share of the rate that a product of large "
-         "matrices reaches there.")
+ABOUT = (
+    "`python tests/bench_table.py`, {machine}, commit {commit}. Toy faces, --people 40; ms a step and its"
+    " parts, peak memory of the process (on a GPU: of the GPU), work of a step, and its share of the rate"
+    " that a product of large matrices reaches there."
+)
 
 
 def measured(command, scale):
@@ -30,7 +40,16 @@ def measured(command, scale):
     whole, parts = re.search(r"([\d.]+) ms per step: (.+?) \(mean", done.stdout).groups()
     rate, memory = re.search(r"(\d+) pictures/s, peak memory ([\d.]+ GiB)", done.stdout).groups()
     flops, share = re.search(r"([\d.]+) GFLOP per step.*= (\d+) %", done.stdout).groups()
-    return machine, [f"`{command} --scale {scale}`", f"{size}, {kind}", whole, parts, rate, memory, flops, f"{share} %"]
+    return machine, [
+        f"`{command} --scale {scale}`",
+        f"{size}, {kind}",
+        whole,
+        parts,
+        rate,
+        memory,
+        flops,
+        f"{share} %",
+    ]
 
 
 def main():
@@ -39,7 +58,7 @@ def main():
         for command in COMMANDS:
             machine, row = measured(command, scale)
             rows.append(row)
-            print(" | ".join(row), flush=True)             # a processor needs minutes for some: what is measured stays
+            print(" | ".join(row), flush=True)  # a processor needs minutes for some: what is measured stays
             about = ABOUT.format(machine=machine, commit=commit())
             results_table.write("speed", {"about": about, "columns": COLUMNS, "rows": rows})
 

@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 # a worker on every core: one thread each, in what it starts, too
-if "PYTEST_XDIST_WORKER" in os.environ:                    # a worker on every core: one thread each, in what it starts, too
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker on every core: one thread each, in what it starts, too
     os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
@@ -17,8 +17,9 @@ PAPERS = "stargan", "gannotation", "drgan", "iacyclegan", "pairedcyclegan", "pix
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: minutes; run with -m slow. No equation, loader, resume or error is among "
-                            "them")
+    config.addinivalue_line(
+        "markers", "slow: minutes; run with -m slow. No equation, loader, resume or error is among them"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -35,7 +36,8 @@ def blind_judges(monkeypatch, device=None):
     from lab import judges
 
     def blind(kind, size, seed, on="cpu", *_):
-        return judges.Judge(kind).eval().requires_grad_(False).to(device or on), 1.
+        return judges.Judge(kind).eval().requires_grad_(False).to(device or on), 1.0
+
     monkeypatch.setattr(judges, "judge", blind)
 
 
@@ -46,8 +48,10 @@ def in_turn(monkeypatch):
 
     def travelled(thing):
         return pickle.loads(pickle.dumps(thing))
-    monkeypatch.setattr(claims, "in_parallel",
-                        lambda function, jobs, _: [travelled(function(travelled(job))) for job in jobs])
+
+    monkeypatch.setattr(
+        claims, "in_parallel", lambda function, jobs, _: [travelled(function(travelled(job))) for job in jobs]
+    )
 
 
 def tiny_flags(settings):
@@ -74,6 +78,7 @@ def call(monkeypatch, capsys, tmp_path, cache):
     empty folder."""
     from lab.claims import gannotation
     from lab.cli import cli
+
     monkeypatch.chdir(tmp_path)
     blind_judges(monkeypatch)
     monkeypatch.setattr(gannotation, "CHAINS", 32)
@@ -85,6 +90,7 @@ def call(monkeypatch, capsys, tmp_path, cache):
             cli(paper)
         out = capsys.readouterr()
         return stop.value.code or 0, out.out, out.err
+
     run.cache = ["--cache", cache]
     return run
 

@@ -1,12 +1,15 @@
 """Everything that a quarter of an hour on a GPU can tell, in one command:
 
-    python tests/on_gpu.py --minutes 12 --out DIR          (on a processor, to see that it runs: --device cpu --tiny)
+    python tests/on_gpu.py --minutes 12 --out DIR          (on a processor, to see that it runs: --device cpu
+    --tiny)
 
-One part after the other, each with a time limit of its own; a part that fails is noted and the next one begins:
-environment, the tests marked cuda, the papers' recipes timed, our steps beside the authors' manner and compiled, then
-the medium recipes trained, evaluated and looked at. DIR holds report.json from the first part on, sheets.zip with the
-sample grids, and weights_*.zip with the generators in half precision; each file is under 16 MiB.
+One part after the other, each with a time limit of its own; a part that fails is noted and the next one
+begins: environment, the tests marked cuda, the papers' recipes timed, our steps beside the authors' manner
+and compiled, then the medium recipes trained, evaluated and looked at. DIR holds report.json from the first
+part on, sheets.zip with the sample grids, and weights_*.zip with the generators in half precision; each file
+is under 16 MiB.
 """
+
 import argparse
 import dataclasses
 import importlib
@@ -23,15 +26,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-MODELS = {"stargan": ("stargan", {}), "gannotation": ("gannotation", {}), "drgan": ("drgan", {}),
-          "iacyclegan": ("iacyclegan", {}), "pairedcyclegan": ("pairedcyclegan", {}),
-          "pix2pix": ("pix2pix_cyclegan", {"model": "pix2pix"}),
-          "cyclegan": ("pix2pix_cyclegan", {"model": "cyclegan"})}
+MODELS = {
+    "stargan": ("stargan", {}),
+    "gannotation": ("gannotation", {}),
+    "drgan": ("drgan", {}),
+    "iacyclegan": ("iacyclegan", {}),
+    "pairedcyclegan": ("pairedcyclegan", {}),
+    "pix2pix": ("pix2pix_cyclegan", {"model": "pix2pix"}),
+    "cyclegan": ("pix2pix_cyclegan", {"model": "cyclegan"}),
+}
 ORDER = "gannotation", "pairedcyclegan", "cyclegan", "stargan", "pix2pix", "drgan", "iacyclegan"
-MOST = 15 * 2 ** 20                                        # bytes of a file that comes back
+MOST = 15 * 2**20  # bytes of a file that comes back
 
 
-# ======================================================================= parts that run as processes of their own
+# ======================================================================= parts that run as processes of their
+# own
+
 
 def config(model, scale, args, **more):
     """(the paper's module, its Config of a scale for the device)."""
@@ -49,7 +59,11 @@ def config(model, scale, args, **more):
 def tiny(name):
     """The sizes with which that paper's tests train."""
     settings = dict(importlib.import_module(f"test_{name}").TINY)
-    return {k: v for k, v in settings.items() if k not in ("log_every", "save_every", "sample_every", "device", "amp")}
+    return {
+        k: v
+        for k, v in settings.items()
+        if k not in ("log_every", "save_every", "sample_every", "device", "amp")
+    }
 
 
 def part_environment(args):
@@ -57,19 +71,28 @@ def part_environment(args):
 
     from lab.bench import matmul_rate
     from lab.machine import commit, hardware, resolve_device
+
     cfg = resolve_device(config("stargan", "small", args)[1])
     rates = {}
     for amp in (False, True):
         cfg.amp = amp
         rates["bfloat16" if amp else "TF32 or float32"] = round(matmul_rate(cfg) / 1e12, 2)
-    return {"device": hardware(cfg), "torch": torch.__version__, "cuda": torch.version.cuda, "commit": commit(),
-            "TFLOP/s of large products": rates, "python": sys.version.split()[0], "cores": os.cpu_count()}
+    return {
+        "device": hardware(cfg),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "commit": commit(),
+        "TFLOP/s of large products": rates,
+        "python": sys.version.split()[0],
+        "cores": os.cpu_count(),
+    }
 
 
 def part_bench(args, model, scale):
     """ms of a step, split, in bfloat16 and without; memory; share of the matmul rate."""
     from lab.bench import matmul_rate, measured
     from lab.machine import resolve_device
+
     out = {}
     for amp in (True, False):
         paper, cfg = config(model, scale, args, amp=amp)
@@ -77,8 +100,12 @@ def part_bench(args, model, scale):
         ms = {k: round(1e3 * v / run.timed, 2) for k, v in run.laps.items()}
         share = run.flops / (sum(ms.values()) / 1e3) / matmul_rate(cfg)
         out["bfloat16" if amp else "TF32 or float32"] = {
-            "ms": ms, "total ms": round(sum(ms.values()), 2), "GFLOP": round(run.flops / 1e9, 1),
-            "share of the matmul rate": round(share, 3), "peak GiB": round(run.peak / 2 ** 30, 2)}
+            "ms": ms,
+            "total ms": round(sum(ms.values()), 2),
+            "GFLOP": round(run.flops / 1e9, 1),
+            "share of the matmul rate": round(share, 3),
+            "peak GiB": round(run.peak / 2**30, 2),
+        }
         print(json.dumps(out), flush=True)
     return out
 
@@ -88,6 +115,7 @@ def part_authors(args, model):
     import bench_authors
 
     from lab.machine import resolve_device
+
     bench_authors.CYCLES = 2 if args.tiny else 30
     paper, cfg = config(model, "paper", args, amp=True, copy_steps=0)
     with tempfile.TemporaryDirectory() as folder:
@@ -99,14 +127,17 @@ def part_compile(args, model):
     """ms of a step, eager, under torch.compile, and under torch.compile that captures CUDA graphs."""
     from lab.bench import measured
     from lab.machine import resolve_device
+
     paper, cfg = config(model, "paper", args, amp=True)
     out, eager = {}, paper.to_device
     for name, mode in (("eager", None), ("compiled", "default"), ("reduce-overhead", "reduce-overhead")):
+
         def place(cfg, *nets, mode=mode):
             nets = eager(cfg, *nets)
             for net in nets if mode else ():
                 net.compile(mode=mode)
             return nets
+
         paper.to_device = place
         run = measured(paper, resolve_device(dataclasses.replace(cfg)))
         out[f"{name} ms"] = round(1e3 * sum(run.laps.values()) / run.timed, 2)
@@ -115,6 +146,7 @@ def part_compile(args, model):
 
 
 # ============================================================================================== the clock
+
 
 class Report:
     """report.json, written anew after every part."""
@@ -136,12 +168,24 @@ class Report:
         print(f"[{self.content['seconds']:4} s] {section}, {name}: {json.dumps(value)[:300]}", flush=True)
 
     def part(self, section, name, limit, *argv):
-        """A part in a process of its own: its result, or the last that it printed, or the reason why there is none."""
+        """A part in a process of its own: its result, or the last that it printed, or the reason why there is
+        none."""
         limit = min(limit, self.left())
         if limit < 3:
             return self.note(section, name, {"reason": "no time left"})
-        command = [sys.executable, __file__, "--out", self.args.out, "--work", self.args.work, "--device", self.args.device,
-                   *["--tiny"] * self.args.tiny, "--part", *argv]
+        command = [
+            sys.executable,
+            __file__,
+            "--out",
+            self.args.out,
+            "--work",
+            self.args.work,
+            "--device",
+            self.args.device,
+            *["--tiny"] * self.args.tiny,
+            "--part",
+            *argv,
+        ]
         text, why = run(command, limit)
         found = [line for line in text.splitlines() if line.startswith("{")]
         value = json.loads(found[-1]) if found else {}
@@ -151,8 +195,15 @@ class Report:
 def run(command, limit, kill_after=None, **more):
     """(what a command printed, why it ended early or None). It and its children end with the limit."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
-                               start_new_session=True, **more)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env,
+        start_new_session=True,
+        **more,
+    )
     try:
         text, _ = process.communicate(timeout=min(limit, kill_after or limit))
     except subprocess.TimeoutExpired:
@@ -166,13 +217,23 @@ def run(command, limit, kill_after=None, **more):
 
 # =============================================================================================== the parts
 
+
 def cuda_tests(report, limit):
     """The tests that have a case for CUDA; on a processor one file, to see that they run."""
-    args, which = report.args, ["-k", "cuda", "tests"] if report.args.device != "cpu" else ["tests/test_common.py"]
-    text, why = run([sys.executable, "-m", "pytest", "-q", "-x", "--maxfail=20", *which], min(limit, report.left()), cwd=ROOT)
+    args, which = (
+        report.args,
+        ["-k", "cuda", "tests"] if report.args.device != "cpu" else ["tests/test_common.py"],
+    )
+    text, why = run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "--maxfail=20", *which],
+        min(limit, report.left()),
+        cwd=ROOT,
+    )
     failed = re.findall(r"^FAILED (\S+)", text, re.M)
     last = (text.strip().splitlines() or [""])[-1]
-    report.note("tests", args.device, {"last line": last, "failed": failed} | ({"reason": why} if why else {}))
+    report.note(
+        "tests", args.device, {"last line": last, "failed": failed} | ({"reason": why} if why else {})
+    )
 
 
 def medium(report, model, seconds, kill):
@@ -180,23 +241,34 @@ def medium(report, model, seconds, kill):
     args, (name, fixed) = report.args, MODELS[model]
     begun, folder = time.monotonic(), report.work / "runs" / model
     paper, cfg = config(model, "medium", args)
-    rate = report.content.get("bench medium", {}).get(model, {}).get("bfloat16", {}).get("total ms", 1000.)
+    rate = report.content.get("bench medium", {}).get(model, {}).get("bfloat16", {}).get("total ms", 1000.0)
     rounds = 2 if name == "iacyclegan" else 1
-    steps = cfg.steps if args.tiny else max(20, int(.6 * seconds * 1000 / rate / rounds))
-    flags = ["--scale", "medium", "--device", args.device, "--run", folder, "--cache", report.work / "cache",
-             "--steps", steps if args.tiny else min(steps, paper.MEDIUM["steps"])]
+    steps = cfg.steps if args.tiny else max(20, int(0.6 * seconds * 1000 / rate / rounds))
+    flags = [
+        "--scale",
+        "medium",
+        "--device",
+        args.device,
+        "--run",
+        folder,
+        "--cache",
+        report.work / "cache",
+        "--steps",
+        steps if args.tiny else min(steps, paper.MEDIUM["steps"]),
+    ]
     flags += [part for key, value in fixed.items() for part in (f"--{key}", value)]
     if rounds == 2:
         flags += ["--rounds", 1]
     if args.tiny:
         from conftest import tiny_flags
+
         flags += tiny_flags({k: v for k, v in tiny(name).items() if k not in ("steps", "rounds", *fixed)})
     command = [sys.executable, str(ROOT / f"{name}.py"), *map(str, flags)]
     reasons = []
     if kill:
-        reasons.append(run([*command, "--train"], seconds, kill_after=.3 * seconds)[1])
+        reasons.append(run([*command, "--train"], seconds, kill_after=0.3 * seconds)[1])
     left = seconds - (time.monotonic() - begun)
-    text, why = run([*command, "--train"], max(5, .85 * left))
+    text, why = run([*command, "--train"], max(5, 0.85 * left))
     reasons.append(why)
     shown, why = run([*command, "--evaluate"], max(5, seconds - (time.monotonic() - begun)))
     reasons.append(why)
@@ -204,9 +276,18 @@ def medium(report, model, seconds, kill):
     rows = {}
     for file in folder.glob("evaluation.json"):
         rows = json.loads(file.read_text())["rows"]
-    report.note("medium", model, {"steps": steps, "seconds": round(time.monotonic() - begun), "last line": last,
-                                  "continued": "continuing" in text, "rows": rows,
-                                  "reasons": [reason for reason in reasons if reason]})
+    report.note(
+        "medium",
+        model,
+        {
+            "steps": steps,
+            "seconds": round(time.monotonic() - begun),
+            "last line": last,
+            "continued": "continuing" in text,
+            "rows": rows,
+            "reasons": [reason for reason in reasons if reason],
+        },
+    )
 
 
 def collect(report):
@@ -231,9 +312,13 @@ def collect(report):
 def half_precision(last):
     """The generators of a checkpoint in half precision, in a file beside it."""
     import torch
+
     saved, file = torch.load(last, map_location="cpu", weights_only=True), last.with_name("generators.pt")
-    nets = {name: {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-            for name, state in saved["nets"].items() if name.startswith(("G", "F"))}
+    nets = {
+        name: {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+        for name, state in saved["nets"].items()
+        if name.startswith(("G", "F"))
+    }
     torch.save({k: v for k, v in saved.items() if k not in ("opts", "rng", "nets")} | {"nets": nets}, file)
     return file
 
@@ -244,7 +329,7 @@ def main(args):
         import piq  # noqa: F401
     except ImportError:
         raise SystemExit("error: piq is not installed; pip install -r requirements.txt") from None
-    share = args.minutes * 60 / 720                        # of the limits below, which are for twelve minutes
+    share = args.minutes * 60 / 720  # of the limits below, which are for twelve minutes
     report.part("environment", args.device, 60, "environment")
     cuda_tests(report, 120 * share)
     for scale, limit in (("paper", 180), ("medium", 90)):
@@ -261,7 +346,7 @@ def main(args):
         else:
             try:
                 medium(report, model, seconds, kill=k == 0)
-            except Exception as error:                     # the next one may do
+            except Exception as error:  # the next one may do
                 report.note("medium", model, {"reason": f"{type(error).__name__}: {error}"[:300]})
         collect(report)
     collect(report)
@@ -269,11 +354,15 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=12.)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=12.0)
     parser.add_argument("--out", required=True)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="networks of the tests' size, to see that it runs")
+    parser.add_argument(
+        "--tiny", action="store_true", help="networks of the tests' size, to see that it runs"
+    )
     parser.add_argument("--work", default="", help="where trainings lie; default: a temporary folder")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()

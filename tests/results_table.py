@@ -1,4 +1,5 @@
 """notebooks/results/README.md, made from the reports beside it:  python tests/results_table.py --write"""
+
 import json
 import sys
 from pathlib import Path
@@ -7,14 +8,15 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks" / "results"
-TABLES = ("speed", "authors", "gpu")                       # reports of time and memory, not of a claim
+TABLES = ("speed", "authors", "gpu")  # reports of time and memory, not of a claim
 HEAD = """# Results
 
-Written by `python tests/results_table.py --write` from the reports in this folder; no number here is typed. Claims are measured on
-toy faces, whose truth is known, over three seeds, against bars that stood in the docstring of `ablate` before the run. Each row is
-of the commit that it names, with that commit's small recipe: check it out to repeat the row (where there is a GPU, with `--device
-cpu`). A `+` marks a change that was committed right after the run. The files have been rewritten since; where a recipe has changed,
-its rows are still those of the recipe before.
+Written by `python tests/results_table.py --write` from the reports in this folder; no number here is typed.
+Claims are measured on toy faces, whose truth is known, over three seeds, against bars that stood in the
+docstring of `ablate` before the run. Each row is of the commit that it names, with that commit's small
+recipe: check it out to repeat the row (where there is a GPU, with `--device cpu`). A `+` marks a change that
+was committed right after the run. The files have been rewritten since; where a recipe has changed, its rows
+are still those of the recipe before.
 
 ## Claims
 
@@ -38,14 +40,20 @@ def claims():
     for name, r in reports().items():
         for c in r["claims"]:
             verdict = c.get("verdict", r["verdict"])
-            lines.append(f"| [{name}](#{name}) | {cell(c['what'])} | {c['without']} | {c['with']} | {verdict} |")
+            lines.append(
+                f"| [{name}](#{name}) | {cell(c['what'])} | {c['without']} | {c['with']} | {verdict} |"
+            )
     return "\n".join(lines) + "\n"
 
 
 def rows(report):
-    """The rows of a report, mean ± std over the seeds; rows that share no measure with the last block begin a table."""
-    means = {n.removesuffix(", mean"): (row, report["rows"].get(n.removesuffix("mean") + "std", {}))
-             for n, row in report["rows"].items() if n.endswith(", mean")}
+    """The rows of a report, mean ± std over the seeds; rows that share no measure with the last block begin a
+    table."""
+    means = {
+        n.removesuffix(", mean"): (row, report["rows"].get(n.removesuffix("mean") + "std", {}))
+        for n, row in report["rows"].items()
+        if n.endswith(", mean")
+    }
     blocks = []
     for name, (row, std) in means.items():
         if not blocks or not any(row.keys() & other.keys() for other, _ in blocks[-1].values()):
@@ -56,7 +64,10 @@ def rows(report):
         columns = list(dict.fromkeys(k for row, _ in block.values() for k in row))
         lines += ["", "| | " + " | ".join(map(cell, columns)) + " |", "|---|" + "---|" * len(columns)]
         for name, (row, std) in block.items():
-            cells = [f"{row[c]:.4g}" + (f" ± {std[c]:.2g}" if c in std else "") if c in row else "" for c in columns]
+            cells = [
+                f"{row[c]:.4g}" + (f" ± {std[c]:.2g}" if c in std else "") if c in row else ""
+                for c in columns
+            ]
             lines.append(f"| {cell(name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -75,7 +86,12 @@ def measured(name, title):
     if not path.exists():
         return ""
     r = json.loads(path.read_text())
-    lines = [f"\n## {title}\n", r["about"] + "\n", "| " + " | ".join(r["columns"]) + " |", "|---" * len(r["columns"]) + "|"]
+    lines = [
+        f"\n## {title}\n",
+        r["about"] + "\n",
+        "| " + " | ".join(r["columns"]) + " |",
+        "|---" * len(r["columns"]) + "|",
+    ]
     lines += ["| " + " | ".join(map(cell, row)) + " |" for row in r["rows"]]
     return "\n".join(lines + [""] + r.get("notes", [])) + "\n"
 

@@ -1,4 +1,5 @@
 """Ablations and their tables."""
+
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ def test_a_branch_is_the_same_as_the_whole_run(tmp_path):
     whole = descend(settings(tmp_path / "a", steps=8))
     trunk = settings(tmp_path / "trunk", steps=8, stop_after=5)
     descend(trunk)
-    descend(trunk)                                                            # finished: nothing more to do
+    descend(trunk)  # finished: nothing more to do
     assert load_checkpoint(tmp_path / "trunk" / "last.pt")["step"] == 5
     cfg = settings(tmp_path / "b", steps=8)
     branch(trunk, cfg)
@@ -27,5 +28,14 @@ def test_in_parallel_keeps_the_order():
 
 
 def test_rows_that_share_no_measure_get_a_heading_of_their_own():
-    text = table({"rows": {"a": {"L1": 1.}, "b": {"L1": 2., "SSIM": .5}, "c": {"AUC": .25}}, "notes": "n"}).splitlines()
-    assert [line.split() for line in text] == [["L1", "SSIM"], ["a", "1.0000"], ["b", "2.0000", "0.5000"], ["AUC"], ["c", "0.2500"], ["notes:", "n"]]
+    text = table(
+        {"rows": {"a": {"L1": 1.0}, "b": {"L1": 2.0, "SSIM": 0.5}, "c": {"AUC": 0.25}}, "notes": "n"}
+    ).splitlines()
+    assert [line.split() for line in text] == [
+        ["L1", "SSIM"],
+        ["a", "1.0000"],
+        ["b", "2.0000", "0.5000"],
+        ["AUC"],
+        ["c", "0.2500"],
+        ["notes:", "n"],
+    ]

@@ -30,25 +30,43 @@ def test_no_mode_prints_help_and_exits_with_2(call):
     assert code == 2 and "--train" in out and "--lambda-triple" in out and not err
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--train", "--batch-size", "-3"], "--batch-size"),
-    (["--train", "--batch-size", "0"], "at least 1"),
-    (["--train", "--points", "67"], "66 or 68"),
-    (["--train", "--d-steps", "0"], "--d-steps 0"),
-    (["--train", "--betas", ".5"], "expected two"),
-    (["--train", "--lr", "nan"], "--lr"),
-    (["--train", "--steps", "many"], "--steps"),
-    (["--train", "--nonsense"], "--nonsense"),
-    (["--train", "--data", "nowhere"], "nowhere: no such folder"),
-    (["--train", "--image-size", "50", "--device", "cpu"], "multiple of 16"),
-    (["--train", "--device", "toaster"], "toaster"),
-    (["--train", "--adversarial", "magic"], "magic"),
-    (["--evaluate", "--device", "cpu"], "last.pt"),
-    (["--infer", "nothing.png", "--device", "cpu"], "nothing.png"),
-    (["--infer", "a.png", "b.png", "--device", "cpu"], "expected one face"),
-    (["--evaluate", "--weights", "nothing.pt", "--device", "cpu"], "nothing.pt"),
-    (["--train", "--light-cnn", "nothing.pt", "--people", "2", "--frames", "6", "--image-size", "32", "--device", "cpu"], "nothing.pt"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--train", "--batch-size", "-3"], "--batch-size"),
+        (["--train", "--batch-size", "0"], "at least 1"),
+        (["--train", "--points", "67"], "66 or 68"),
+        (["--train", "--d-steps", "0"], "--d-steps 0"),
+        (["--train", "--betas", ".5"], "expected two"),
+        (["--train", "--lr", "nan"], "--lr"),
+        (["--train", "--steps", "many"], "--steps"),
+        (["--train", "--nonsense"], "--nonsense"),
+        (["--train", "--data", "nowhere"], "nowhere: no such folder"),
+        (["--train", "--image-size", "50", "--device", "cpu"], "multiple of 16"),
+        (["--train", "--device", "toaster"], "toaster"),
+        (["--train", "--adversarial", "magic"], "magic"),
+        (["--evaluate", "--device", "cpu"], "last.pt"),
+        (["--infer", "nothing.png", "--device", "cpu"], "nothing.png"),
+        (["--infer", "a.png", "b.png", "--device", "cpu"], "expected one face"),
+        (["--evaluate", "--weights", "nothing.pt", "--device", "cpu"], "nothing.pt"),
+        (
+            [
+                "--train",
+                "--light-cnn",
+                "nothing.pt",
+                "--people",
+                "2",
+                "--frames",
+                "6",
+                "--image-size",
+                "32",
+                "--device",
+                "cpu",
+            ],
+            "nothing.pt",
+        ),
+    ],
+)
 def test_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
     code, out, err = call(*argv, *call.cache)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
@@ -75,26 +93,64 @@ def test_wrong_data_folders_say_what_was_found_and_leave_a_run_untouched(call, t
 
 def test_modes_combine_and_files_appear(call, tmp_path):
     from test_gannotation import face_file
-    code, out, err = call("--train", "--evaluate", "--infer", face_file(tmp_path), *tiny_flags(TINY), *call.cache)
+
+    code, out, err = call(
+        "--train", "--evaluate", "--infer", face_file(tmp_path), *tiny_flags(TINY), *call.cache
+    )
     assert code == 0, err
     run = tmp_path / "runs" / "gannotation"
-    for name in ("config.json", "last.pt", "metrics.jsonl", "losses.png", "evaluation.json", "inferred/face.gif", "samples/0000004.png"):
+    for name in (
+        "config.json",
+        "last.pt",
+        "metrics.jsonl",
+        "losses.png",
+        "evaluation.json",
+        "inferred/face.gif",
+        "samples/0000004.png",
+    ):
         assert (run / name).exists(), name
     assert "pass 5" in out and "self-recovery ratio" in out
     result = json.loads((run / "evaluation.json").read_text())
-    assert result["command"].startswith("python gannotation.py --train") and result["hardware"] and result["rows"]["pass 5"]["SSIM"] <= 1
+    assert (
+        result["command"].startswith("python gannotation.py --train")
+        and result["hardware"]
+        and result["rows"]["pass 5"]["SSIM"] <= 1
+    )
     lines = read_jsonl(run / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [1, 2, 3, 4] and all(line["health"] in ("ok", "copying", "ignores-target", "D-won") for line in lines)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and all(
+        line["health"] in ("ok", "copying", "ignores-target", "D-won") for line in lines
+    )
 
 
 def test_stargan_trains_evaluates_infers_and_benches(call, tmp_path, monkeypatch):
     test_stargan.quick(monkeypatch)
     flags = tiny_flags(test_stargan.TINY)
-    code, out, err = call("--train", "--evaluate", "--infer", test_stargan.photo(tmp_path), "--target", "Blond_Hair", "--target", "not-Young",
-                          "--toy", "both", *flags, *call.cache, paper="stargan")
+    code, out, err = call(
+        "--train",
+        "--evaluate",
+        "--infer",
+        test_stargan.photo(tmp_path),
+        "--target",
+        "Blond_Hair",
+        "--target",
+        "not-Young",
+        "--toy",
+        "both",
+        *flags,
+        *call.cache,
+        paper="stargan",
+    )
     assert code == 0, err
     run = tmp_path / "runs" / "stargan"
-    for name in ("config.json", "last.pt", "metrics.jsonl", "losses.png", "evaluation.json", "inferred/me.png", "samples/0000004.png"):
+    for name in (
+        "config.json",
+        "last.pt",
+        "metrics.jsonl",
+        "losses.png",
+        "evaluation.json",
+        "inferred/me.png",
+        "samples/0000004.png",
+    ):
         assert (run / name).exists(), name
     assert "across: happy" in out and "the true pictures" in out
     code, out, err = call("--bench", *flags, *call.cache, paper="stargan")
@@ -103,24 +159,37 @@ def test_stargan_trains_evaluates_infers_and_benches(call, tmp_path, monkeypatch
 
 def test_stargan_takes_two_data_folders(call, tmp_path):
     first, second = test_stargan.celeba(tmp_path / "c")[0], test_stargan.classes(tmp_path / "r")
-    code, out, err = call("--check", "--train", "--data", str(first), "--data", str(second), *tiny_flags(test_stargan.TINY), *call.cache, paper="stargan")
+    code, out, err = call(
+        "--check",
+        "--train",
+        "--data",
+        str(first),
+        "--data",
+        str(second),
+        *tiny_flags(test_stargan.TINY),
+        *call.cache,
+        paper="stargan",
+    )
     assert code == 0, err
     assert "Blond_Hair (" in out and "angry (" in out and "train/" in out and f"{first} and {second}" in out
     code, _, err = call("--train", "--data", str(first), "--data", "nowhere", *call.cache, paper="stargan")
     assert code == 2 and err == "error: --data nowhere: no such folder\n"
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--train", "--n-critic", "0"], "--n-critic 0: expected at least 1"),
-    (["--train", "--image-size", "50"], "--image-size 50: expected a multiple of 32"),
-    (["--train", "--attributes", "Black_Hair", "Fat"], "--attributes Fat: toy faces have"),
-    (["--train", "--classes", "happy", "bored", "--toy", "expressions"], "--classes bored"),
-    (["--train", "--betas", "2", ".9"], "expected two numbers"),
-    (["--ablate", "--part", "everything"], "everything"),
-    (["--ablate", "--data", "."], "only toy faces have"),
-    (["--infer", "nothing.png"], "nothing.png: no such file"),
-    (["--evaluate", "--weights", "nothing.pt"], "nothing.pt"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--train", "--n-critic", "0"], "--n-critic 0: expected at least 1"),
+        (["--train", "--image-size", "50"], "--image-size 50: expected a multiple of 16"),
+        (["--train", "--attributes", "Black_Hair", "Fat"], "--attributes Fat: toy faces have"),
+        (["--train", "--classes", "happy", "bored", "--toy", "expressions"], "--classes bored"),
+        (["--train", "--betas", "2", ".9"], "expected two numbers"),
+        (["--ablate", "--part", "everything"], "everything"),
+        (["--ablate", "--data", "."], "only toy faces have"),
+        (["--infer", "nothing.png"], "nothing.png: no such file"),
+        (["--evaluate", "--weights", "nothing.pt"], "nothing.pt"),
+    ],
+)
 def test_stargan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
     code, _, err = call(*argv, "--people", "2", "--device", "cpu", *call.cache, paper="stargan")
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
@@ -131,23 +200,49 @@ def test_drgan_trains_evaluates_infers_checks_and_benches(call, tmp_path, monkey
     test_drgan.quick(monkeypatch)
     flags = ["--scale", "small", *call.cache, *tiny_flags(test_drgan.TINY)]
     a, b = (test_drgan.picture(tmp_path / f"{name}.png", k) for k, name in enumerate("ab"))
-    code, out, err = call("--train", "--evaluate", "--infer", a, b, "--pose", "0", "-15", "--images-per-subject", "2", *flags, paper="drgan")
-    assert code == 0 and not err and "verification FP" in out and "turned by 30 and more" in out and "confidence 0." in out, err
+    code, out, err = call(
+        "--train",
+        "--evaluate",
+        "--infer",
+        a,
+        b,
+        "--pose",
+        "0",
+        "-15",
+        "--images-per-subject",
+        "2",
+        *flags,
+        paper="drgan",
+    )
+    assert (
+        code == 0
+        and not err
+        and "verification FP" in out
+        and "turned by 30 and more" in out
+        and "confidence 0." in out
+    ), err
     assert (tmp_path / "runs/drgan/inferred/a.gif").exists()
     code, out, _ = call("--bench", *flags, paper="drgan")
     assert code == 0 and "ms per step" in out and "D " in out
     code, out, _ = call("--check", "--data", str(test_drgan.cfp(tmp_path / "cfp")), paper="drgan")
-    assert code == 0 and "poses: frontal (48), profile (24)" in out and "people: 12 (001, 002, 003 ...), the last 4 held out" in out
+    assert (
+        code == 0
+        and "poses: frontal (48), profile (24)" in out
+        and "people: 12 (001, 002, 003 ...), the last 4 held out" in out
+    )
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--train", "--images-per-subject", "40"], "--batch-size 64: expected at least 80"),
-    (["--train", "--head", "arcface"], "arcface"),
-    (["--train", "--data", "."], "found 0 pictures, but neither"),
-    (["--ablate", "--data", "."], "only toy faces have"),
-    (["--infer", "nothing.png"], "nothing.png: no such file"),
-    (["--evaluate"], "no such checkpoint"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--train", "--images-per-subject", "40"], "--batch-size 64: expected at least 80"),
+        (["--train", "--head", "arcface"], "arcface"),
+        (["--train", "--data", "."], "found 0 pictures, but neither"),
+        (["--ablate", "--data", "."], "only toy faces have"),
+        (["--infer", "nothing.png"], "nothing.png: no such file"),
+        (["--evaluate"], "no such checkpoint"),
+    ],
+)
 def test_drgan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
     code, _, err = call(*argv, "--device", "cpu", *call.cache, paper="drgan")
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
@@ -167,14 +262,17 @@ def test_iacyclegan_trains_evaluates_infers_checks_and_benches(call, tmp_path, m
     assert code == 0 and "pairs: 16, 8 of them held out" in out, out
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--train", "--image-size", "50"], "--image-size 50: expected a multiple of 4"),
-    (["--train", "--idp", "raw-mean"], "the paper's is 3e7"),
-    (["--train", "--data", "."], "expected photos/ and sketches/"),
-    (["--ablate", "--data", "."], "only toy faces have"),
-    (["--infer", "nothing.png"], "nothing.png: no such file"),
-    (["--evaluate"], "no such training"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--train", "--image-size", "50"], "--image-size 50: expected a multiple of 4"),
+        (["--train", "--idp", "raw-mean"], "the paper's is 3e7"),
+        (["--train", "--data", "."], "expected photos/ and sketches/"),
+        (["--ablate", "--data", "."], "only toy faces have"),
+        (["--infer", "nothing.png"], "nothing.png: no such file"),
+        (["--evaluate"], "no such training"),
+    ],
+)
 def test_iacyclegan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
     code, _, err = call(*argv, "--device", "cpu", *call.cache, paper="iacyclegan")
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
@@ -185,24 +283,42 @@ def test_pairedcyclegan_trains_evaluates_infers_checks_and_benches(call, tmp_pat
     test_pairedcyclegan.quick(monkeypatch)
     flags = ["--scale", "small", *call.cache, *tiny_flags(test_pairedcyclegan.TINY)]
     a, b = (str(test_pairedcyclegan.photo(tmp_path / f"{name}.png", k)) for k, name in enumerate("ab"))
-    code, out, err = call("--train", "--evaluate", "--infer", a, "--reference", b, "--strength", ".5", *flags, paper="pairedcyclegan")
-    assert code == 0 and not err and "style match" in out and "make-up off" in out and "central square" in out, err
+    code, out, err = call(
+        "--train",
+        "--evaluate",
+        "--infer",
+        a,
+        "--reference",
+        b,
+        "--strength",
+        ".5",
+        *flags,
+        paper="pairedcyclegan",
+    )
+    assert (
+        code == 0 and not err and "style match" in out and "make-up off" in out and "central square" in out
+    ), err
     assert (tmp_path / "runs/pairedcyclegan/inferred/a_b.png").exists()
     code, out, _ = call("--bench", *flags, paper="pairedcyclegan")
     assert code == 0 and "ms per step" in out and "D " in out
-    code, out, _ = call("--check", "--data", str(test_pairedcyclegan.mt(tmp_path / "mt")), paper="pairedcyclegan")
+    code, out, _ = call(
+        "--check", "--data", str(test_pairedcyclegan.mt(tmp_path / "mt")), paper="pairedcyclegan"
+    )
     assert code == 0 and "without make-up, with: 4, 4" in out and "held out: every tenth, 2" in out, out
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--train", "--image-size", "30"], "--image-size 30: expected an even number"),
-    (["--train", "--pairs", "true", "--data", "."], "only toy faces have a truth"),
-    (["--train", "--data", "."], "expected images/non-makeup and images/makeup"),
-    (["--ablate", "--data", "."], "only toy faces have"),
-    (["--infer", "nothing.png"], "give --reference FILE"),
-    (["--infer", "nothing.png", "--remove"], "no such checkpoint"),
-    (["--evaluate"], "no such checkpoint"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--train", "--image-size", "30"], "--image-size 30: expected an even number"),
+        (["--train", "--pairs", "true", "--data", "."], "only toy faces have a truth"),
+        (["--train", "--data", "."], "expected images/non-makeup and images/makeup"),
+        (["--ablate", "--data", "."], "only toy faces have"),
+        (["--infer", "nothing.png"], "give --reference FILE"),
+        (["--infer", "nothing.png", "--remove"], "no such checkpoint"),
+        (["--evaluate"], "no such checkpoint"),
+    ],
+)
 def test_pairedcyclegan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
     code, _, err = call(*argv, "--device", "cpu", *call.cache, paper="pairedcyclegan")
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
@@ -215,16 +331,29 @@ def test_pix2pix_cyclegan_trains_evaluates_infers_and_benches(call, tmp_path, mo
     flags = ["--model", model, "--scale", "small", *call.cache, *tiny_flags(test_pix2pix_cyclegan.TINY)]
     Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
     code, out, err = call("--train", "--evaluate", "--infer", "a.png", *flags, paper="pix2pix_cyclegan")
-    assert code == 0 and not err and "sharpness" in out and Image.open(tmp_path / f"runs/{model}/inferred/a.png").size == (30, 20)
+    assert (
+        code == 0
+        and not err
+        and "sharpness" in out
+        and Image.open(tmp_path / f"runs/{model}/inferred/a.png").size == (30, 20)
+    )
     code, out, _ = call("--bench", *flags, paper="pix2pix_cyclegan")
     assert code == 0 and "ms per step: data" in out and "D " in out
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--train", "--patch", "71"], "invalid choice: 71"), (["--train", "--model", "cyclegan", "--loss", "cGAN"], "for cyclegan one of cycle, GAN"),
-    (["--train", "--steps", "0"], "--steps 0"), (["--train", "--epochs", "0"], "--epochs 0"),
-    (["--train", "--data", "."], "side-by-side pairs A|B"), (["--infer", "nowhere.png"], "no such file"),
-    (["--evaluate"], "no such checkpoint"), (["--ablate", "--data", "."], "leave --data out")])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--train", "--patch", "71"], "invalid choice: 71"),
+        (["--train", "--model", "cyclegan", "--pool-size", "1", "--batch-size", "4"], "--pool-size 1"),
+        (["--train", "--steps", "0"], "--steps 0"),
+        (["--train", "--epochs", "0"], "--epochs 0"),
+        (["--train", "--data", "."], "side-by-side pairs A|B"),
+        (["--infer", "nowhere.png"], "no such file"),
+        (["--evaluate"], "no such checkpoint"),
+        (["--ablate", "--data", "."], "leave --data out"),
+    ],
+)
 def test_pix2pix_cyclegan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
     code, _, err = call(*argv, "--device", "cpu", paper="pix2pix_cyclegan")
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
@@ -235,8 +364,11 @@ def test_weights_of_the_authors_and_of_others(call, tmp_path):
     G = gannotation.Generator()
     torch.save({"state_dict": {"module." + k: v for k, v in G.state_dict().items()}}, "ours-named.pth")
     from test_gannotation import face_file
-    code, _, err = call("--infer", face_file(tmp_path), "--weights", "ours-named.pth", "--device", "cpu", *call.cache)
-    assert code == 2 and "face.png" in err                                            # 80 x 80: not a 128-px crop
+
+    code, _, err = call(
+        "--infer", face_file(tmp_path), "--weights", "ours-named.pth", "--device", "cpu", *call.cache
+    )
+    assert code == 2 and "face.png" in err  # 80 x 80: not a 128-px crop
     torch.save({"state_dict": {"x": torch.zeros(1)}}, "wrong.pth")
     code, _, err = call("--evaluate", "--weights", "wrong.pth", "--device", "cpu", *call.cache)
     assert code == 2 and "missing: bottleneck" in err and "unexpected: x" in err and err.count("\n") == 1
@@ -253,27 +385,44 @@ def test_ablate_trains_both_variants_and_judges(call, tmp_path, monkeypatch):
     code, out, err = call(*argv)
     assert code == 0, err
     again = json.loads((tmp_path / "runs/gannotation/ablation.json").read_text())
-    code, out, err = call(*argv)                                                      # all done: only measured again
-    assert code == 0 and json.loads((tmp_path / "runs/gannotation/ablation.json").read_text())["rows"] == again["rows"]
+    code, out, err = call(*argv)  # all done: only measured again
+    assert (
+        code == 0
+        and json.loads((tmp_path / "runs/gannotation/ablation.json").read_text())["rows"] == again["rows"]
+    )
     runs = tmp_path / "runs/gannotation/ablation"
-    assert load_checkpoint(runs / "warm-up-0" / "last.pt")["step"] == 2 and load_checkpoint(runs / "with-triple-0" / "last.pt")["step"] == 4
+    assert (
+        load_checkpoint(runs / "warm-up-0" / "last.pt")["step"] == 2
+        and load_checkpoint(runs / "with-triple-0" / "last.pt")["step"] == 4
+    )
     code, _, err = call(*argv, "--steps", "6")
     assert code == 2 and "was trained for 4 steps, now 6" in err
     code, _, err = call(*argv, "--warm-up", "0")
     assert code == 2 and "before and after" in err
     result = json.loads((tmp_path / "runs/gannotation/ablation.json").read_text())
-    assert result["verdict"] in ("reproduced", "partly reproduced", "not reproduced") and result["seconds"] > 0
+    assert (
+        result["verdict"] in ("reproduced", "partly reproduced", "not reproduced") and result["seconds"] > 0
+    )
     assert {"with triple, mean", "without triple, std", "with triple, seed 1"} <= result["rows"].keys()
     assert (tmp_path / "runs/gannotation/ablation.png").exists() and "excess at most half" in out
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
-                                   RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), "more than there is"], ids=str)
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("CUDNN_STATUS_ALLOC_FAILED"),
+        "more than there is",
+    ],
+    ids=str,
+)
 def test_too_little_memory_is_one_line(call, monkeypatch, error):
     def train(cfg):
         if isinstance(error, Exception):
             raise error
-        torch.empty(2 ** 60)
+        torch.empty(2**60)
+
     monkeypatch.setattr(gannotation, "train", train)
     code, _, err = call("--train", "--device", "cpu")
     assert code == 2 and err == "error: out of memory; give a smaller --batch-size, --image-size or network\n"
@@ -282,21 +431,29 @@ def test_too_little_memory_is_one_line(call, monkeypatch, error):
 def test_scale_auto_is_small_on_a_processor_and_on_a_gpu_medium_for_toys(monkeypatch):
     def scale(*argv):
         return cli.scale_of(cli.parser_of(gannotation).parse_args(["--train", *argv]))
+
     for cuda, found in ((False, ["small"] * 3), (True, ["medium", "paper", "small"])):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         assert [scale(), scale("--data", "x"), scale("--device", "cpu")] == found
         assert scale("--scale", "paper") == "paper"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAPERS)
 def test_the_medium_recipe_trains(call, monkeypatch, name):
     """A few people are enough to see that its settings fit together."""
     test_hostile.quick(monkeypatch)
-    few = {k: v for k, v in dict(people=40, frames=8, copies=1, studio=2, rounds=0).items()
-           if k in {f.name for f in dataclasses.fields(importlib.import_module(name).Config)}}
-    narrow = dict(steps=2, width=.1 if name == "drgan" else 2, log_every=1, sample_every=2, batch_size=4, image_size=64)
-    code, _, err = call("--train", "--scale", "medium", "--device", "cpu", *tiny_flags(few | narrow), *call.cache,
-                        paper=name)
+    few = {
+        k: v
+        for k, v in dict(people=40, frames=8, copies=1, studio=2, rounds=0, recogniser_steps=2).items()
+        if k in {f.name for f in dataclasses.fields(importlib.import_module(name).Config)}
+    }
+    narrow = dict(
+        steps=2, width=0.1 if name == "drgan" else 2, log_every=1, sample_every=2, batch_size=4, image_size=64
+    )
+    code, _, err = call(
+        "--train", "--scale", "medium", "--device", "cpu", *tiny_flags(few | narrow), *call.cache, paper=name
+    )
     assert code == 0 and not err
 
 
@@ -312,13 +469,24 @@ def test_check_draws_the_tree_and_names_bad_files(call, tmp_path):
     (root / "lfpw" / "trainset" / "image_0002.png").write_bytes(b"")
     code, out, err = call("--check", "--data", str(root))
     assert code == 0, err
-    for word in ("trainset/", "12 .png", "12 .pts", "96-96 x 96-96 px", "68 (12 files)", "unreadable pictures: 1", "image_0002.png: empty file", "MiB"):
+    for word in (
+        "trainset/",
+        "12 .png",
+        "12 .pts",
+        "96-96 x 96-96 px",
+        "68 (12 files)",
+        "unreadable pictures: 1",
+        "image_0002.png: empty file",
+        "MiB",
+    ):
         assert word in out
     code, out, _ = call("--check")
     assert code == 0 and "toy faces" in out
 
 
-# --------------------------------------------------------------------- every paper: equations, functions, tests, sources
+# --------------------------------------------------------------------- every paper: equations, functions,
+# tests, sources
+
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_every_equation_has_a_function_and_every_loss_a_test(name):
@@ -327,9 +495,13 @@ def test_every_equation_has_a_function_and_every_loss_a_test(name):
     functions = cli.loss_functions(paper)
     assert listed
     for label in listed:
-        assert any(f.__doc__.startswith(f"[{label}]") for f in functions.values()), f"no function for [{label}]"
+        assert any(f.__doc__.startswith(f"[{label}]") for f in functions.values()), (
+            f"no function for [{label}]"
+        )
     for loss, function in functions.items():
-        assert any(function.__doc__.startswith(f"[{label}]") for label in listed), f"{loss} names no listed equation"
+        assert any(function.__doc__.startswith(f"[{label}]") for label in listed), (
+            f"{loss} names no listed equation"
+        )
         assert cli.tests_of(loss, ROOT / "tests"), f"no test for {loss}"
 
 
@@ -344,13 +516,24 @@ def test_every_default_has_a_source(name):
 def test_explain_prints_formula_place_weight_and_tests(call):
     code, out, _ = call("--explain")
     assert code == 0
-    for word in ("[2.3.4] triple consistency", "L_triple = || G(I^; H(s_n)) - G(I; H(s_n)) ||_1", "gannotation.py:", "lambda_triple = 100.0 (section 2.3.7)",
-                 "small recipe", "test_gannotation.py::test_loss_triple_compares_two_routes_and_reaches_both"):
+    for word in (
+        "[2.3.4] triple consistency",
+        "L_triple = || G(I^; H(s_n)) - G(I; H(s_n)) ||_1",
+        "gannotation.py:",
+        "lambda_triple = 100.0 (section 2.3.7)",
+        "small recipe",
+        "test_gannotation.py::test_loss_triple_compares_two_routes_and_reaches_both",
+    ):
         assert word in out
     assert "tests: none" not in out
 
 
 def test_importing_has_no_side_effects(tmp_path):
-    out = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import gannotation"], cwd=tmp_path,
-                         capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import gannotation"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert not out.stdout and not list(tmp_path.iterdir())

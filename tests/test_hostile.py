@@ -1,4 +1,6 @@
-"""What people's disks and fingers come up with: every case ends in a correct result, or in one clear line and exit code 2."""
+"""What people's disks and fingers come up with: every case ends in a correct result, or in one clear line and
+exit code 2."""
+
 import dataclasses
 import importlib
 import os
@@ -23,8 +25,14 @@ from conftest import tiny_flags
 from lab import UserError
 from lab.images import open_image
 
-TINY = {"stargan": dict(test_stargan.TINY, people=12), "gannotation": test_gannotation.TINY, "drgan": test_drgan.TINY,
-        "iacyclegan": dict(test_iacyclegan.TINY, rounds=0), "pairedcyclegan": test_pairedcyclegan.TINY, "pix2pix_cyclegan": test_pix2pix_cyclegan.TINY}
+TINY = {
+    "stargan": dict(test_stargan.TINY, people=12),
+    "gannotation": test_gannotation.TINY,
+    "drgan": test_drgan.TINY,
+    "iacyclegan": dict(test_iacyclegan.TINY, rounds=0),
+    "pairedcyclegan": test_pairedcyclegan.TINY,
+    "pix2pix_cyclegan": test_pix2pix_cyclegan.TINY,
+}
 
 
 def quick(monkeypatch):
@@ -36,18 +44,24 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def tell(call, monkeypatch):
-    """tell(paper, *argv) -> None if the command worked, else its one line of error; anything else fails the test."""
+    """tell(paper, *argv) -> None if the command worked, else its one line of error; anything else fails the
+    test."""
     quick(monkeypatch)
 
     def run(paper, *argv):
         code, out, err = call(*argv, *call.cache, paper=paper)
         assert "Traceback" not in out + err
-        assert (code == 0 and not err) or (code == 2 and err.startswith("error: ") and err.count("\n") == 1 and len(err) < 700), (code, err)
+        assert (code == 0 and not err) or (
+            code == 2 and err.startswith("error: ") and err.count("\n") == 1 and len(err) < 700
+        ), (code, err)
         return err or None
+
     return run
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------------------
+# pictures
+
 
 def face(mode="RGB", size=(96, 120)):
     rng = np.random.default_rng(0)
@@ -56,7 +70,7 @@ def face(mode="RGB", size=(96, 120)):
 
 
 def cut(path, share):
-    path.write_bytes(path.read_bytes()[:int(share * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
 
 
 def spoilt(path, seed):
@@ -69,13 +83,20 @@ def spoilt(path, seed):
 
 def bomb(path, side=60_000):
     """A PNG of a few bytes that says it is side x side."""
+
     def chunk(kind, data):
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
     header = side.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
-GOOD = {                                                                 # pictures as they come: each must open as the same face
+GOOD = {  # pictures as they come: each must open as the same face
     "png": lambda p: face().save(p, "PNG"),
     "jpeg": lambda p: face().save(p, "JPEG", quality=97),
     "progressive": lambda p: face().save(p, "JPEG", quality=97, progressive=True),
@@ -87,24 +108,36 @@ GOOD = {                                                                 # pictu
     "gif": lambda p: face().save(p, "GIF"),
     "animated": lambda p: face().save(p, "GIF", save_all=True, append_images=[face().rotate(90)] * 3),
     "tiff": lambda p: face().save(p, "TIFF"),
-    "tiff of several pages": lambda p: face().save(p, "TIFF", save_all=True, append_images=[face().rotate(90)]),
+    "tiff of several pages": lambda p: face().save(
+        p, "TIFF", save_all=True, append_images=[face().rotate(90)]
+    ),
     "lab": lambda p: face("LAB").save(p, "TIFF"),
     "ycbcr": lambda p: face("YCbCr").save(p, "TIFF"),
-    "turned by exif": lambda p: face().transpose(Image.Transpose.ROTATE_90).save(p, "JPEG", quality=97, exif=turned()),
-    "broken exif": lambda p: face().save(p, "JPEG", quality=97, exif=b"Exif\x00\x00MM\x00\x2a\x00\x00\xff\xffjunk"),
+    "turned by exif": lambda p: (
+        face().transpose(Image.Transpose.ROTATE_90).save(p, "JPEG", quality=97, exif=turned())
+    ),
+    "broken exif": lambda p: face().save(
+        p, "JPEG", quality=97, exif=b"Exif\x00\x00MM\x00\x2a\x00\x00\xff\xffjunk"
+    ),
     "broken colour profile": lambda p: face().save(p, "PNG", icc_profile=b"junk" * 40),
 }
 GREY = {
     "grey": lambda p: face("L").save(p, "PNG"),
     "grey and alpha": lambda p: face("LA").save(p, "PNG"),
     "16 bit": lambda p: Image.fromarray(np.asarray(face("L")).astype(np.uint16) * 257).save(p, "PNG"),
-    "16 bit, one grey clear": lambda p: Image.fromarray(np.asarray(face("L")).astype(np.uint16) * 257).save(p, "PNG", transparency=1234),
-    "float, a little over 1": lambda p: Image.fromarray(np.asarray(face("L")).astype(np.float32) / 255 * 1.01).save(p, "TIFF"),
+    "16 bit, one grey clear": lambda p: Image.fromarray(np.asarray(face("L")).astype(np.uint16) * 257).save(
+        p, "PNG", transparency=1234
+    ),
+    "float, a little over 1": lambda p: Image.fromarray(
+        np.asarray(face("L")).astype(np.float32) / 255 * 1.01
+    ).save(p, "TIFF"),
     "32 bit": lambda p: Image.fromarray(np.asarray(face("L")).astype(np.int32)).save(p, "TIFF"),
-    "float, 0 to 1": lambda p: Image.fromarray(np.asarray(face("L")).astype(np.float32) / 255).save(p, "TIFF"),
+    "float, 0 to 1": lambda p: Image.fromarray(np.asarray(face("L")).astype(np.float32) / 255).save(
+        p, "TIFF"
+    ),
     "float, 0 to 255": lambda p: Image.fromarray(np.asarray(face("L")).astype(np.float32)).save(p, "TIFF"),
 }
-ODD = {                                                                 # no faces any more, but pictures
+ODD = {  # no faces any more, but pictures
     "one bit": lambda p: face("1").save(p, "PNG"),
     "1 x 1": lambda p: face(size=(1, 1)).save(p, "PNG"),
     "1 x 400": lambda p: face(size=(1, 400)).save(p, "PNG"),
@@ -120,14 +153,14 @@ BAD = {
     "zeros": lambda p: p.write_bytes(bytes(5000)),
     "noise": lambda p: p.write_bytes(np.random.default_rng(1).bytes(5000)),
     "png, one byte": lambda p: p.write_bytes(b"\x89"),
-    "png, a tenth": lambda p: (face().save(p, "PNG"), cut(p, .1)),
-    "png, half": lambda p: (face().save(p, "PNG"), cut(p, .5)),
-    "jpeg, a tenth": lambda p: (face().save(p, "JPEG"), cut(p, .1)),
-    "jpeg, most": lambda p: (face().save(p, "JPEG"), cut(p, .8)),
-    "gif, half": lambda p: (face().save(p, "GIF"), cut(p, .5)),
-    "webp, half": lambda p: (face().save(p, "WEBP"), cut(p, .5)),
-    "bmp, half": lambda p: (face().save(p, "BMP"), cut(p, .5)),
-    "tiff, half": lambda p: (face().save(p, "TIFF"), cut(p, .5)),
+    "png, a tenth": lambda p: (face().save(p, "PNG"), cut(p, 0.1)),
+    "png, half": lambda p: (face().save(p, "PNG"), cut(p, 0.5)),
+    "jpeg, a tenth": lambda p: (face().save(p, "JPEG"), cut(p, 0.1)),
+    "jpeg, most": lambda p: (face().save(p, "JPEG"), cut(p, 0.8)),
+    "gif, half": lambda p: (face().save(p, "GIF"), cut(p, 0.5)),
+    "webp, half": lambda p: (face().save(p, "WEBP"), cut(p, 0.5)),
+    "bmp, half": lambda p: (face().save(p, "BMP"), cut(p, 0.5)),
+    "tiff, half": lambda p: (face().save(p, "TIFF"), cut(p, 0.5)),
     "bomb": bomb,
     "folder": lambda p: p.mkdir(),
     "nowhere": lambda p: p.symlink_to("nowhere.png"),
@@ -146,10 +179,12 @@ def turned():
 
 @pytest.mark.parametrize("kind", PICTURES)
 def test_a_picture_opens_right_or_is_refused_by_name(tmp_path, kind):
-    path = tmp_path / "it.png"                                           # whatever it is: names lie
+    path = tmp_path / "it.png"  # whatever it is: names lie
     PICTURES[kind](path)
     if kind in BAD:
-        with pytest.raises(UserError, match="it.png: (not a readable picture|no such file|not a file|empty file)"):
+        with pytest.raises(
+            UserError, match="it.png: (not a readable picture|no such file|not a file|empty file)"
+        ):
             open_image(path)
         return
     image = open_image(path)
@@ -175,7 +210,9 @@ def test_a_spoilt_file_opens_or_is_refused_by_name(tmp_path, ending, seed):
         assert "it.png" in str(error) and "\n" not in str(error)
 
 
-# -------------------------------------------------------------------------------------------------------- one's own file
+# ----------------------------------------------------------------------------------------------------
+# one's own file
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, cache):
@@ -185,8 +222,12 @@ def finished(tmp_path_factory, cache):
     def run(tell, paper):
         if paper not in made:
             made[paper] = str(tmp_path_factory.mktemp(paper) / "run")
-            assert tell(paper, "--train", "--scale", "small", "--run", made[paper], *tiny_flags(TINY[paper])) is None
+            assert (
+                tell(paper, "--train", "--scale", "small", "--run", made[paper], *tiny_flags(TINY[paper]))
+                is None
+            )
         return made[paper]
+
     return run
 
 
@@ -194,20 +235,54 @@ INFER = {"stargan": ["--target", "Blond_Hair"], "pairedcyclegan": ["--remove"]}
 
 
 def crossed(names, kinds, few):
-    """(name, kind): all kinds for the first name, for the others the few that stand for them; all share one reader."""
+    """(name, kind): all kinds for the first name, for the others the few that stand for them; all share one
+    reader."""
     return [(name, kind) for k, name in enumerate(names) for kind in kinds if k == 0 or kind in few]
 
 
-FILES = ["cmyk", "palette", "grey and alpha", "16 bit", "animated", "turned by exif", "one bit", "1 x 1", "1 x 400",
-         "20,000 wide", "not a number", "empty", "text", "png, half", "jpeg, most", "bomb", "folder", "nowhere", "fifo"]
+FILES = [
+    "cmyk",
+    "palette",
+    "grey and alpha",
+    "16 bit",
+    "animated",
+    "turned by exif",
+    "one bit",
+    "1 x 1",
+    "1 x 400",
+    "20,000 wide",
+    "not a number",
+    "empty",
+    "text",
+    "png, half",
+    "jpeg, most",
+    "bomb",
+    "folder",
+    "nowhere",
+    "fifo",
+]
 
 
-@pytest.mark.parametrize("paper, kind", crossed(TINY, FILES, ("turned by exif", "1 x 1", "20,000 wide", "text", "folder")))
+@pytest.mark.parametrize(
+    "paper, kind", crossed(TINY, FILES, ("turned by exif", "1 x 1", "20,000 wide", "text", "folder"))
+)
 def test_infer_on_any_file(tell, finished, tmp_path, paper, kind):
     path = tmp_path / "it.png"
     PICTURES[kind](path)
     run = finished(tell, paper)
-    error = tell(paper, "--infer", str(path), "--run", run, "--out", "out", "--scale", "small", *INFER.get(paper, []), *tiny_flags(TINY[paper]))
+    error = tell(
+        paper,
+        "--infer",
+        str(path),
+        "--run",
+        run,
+        "--out",
+        "out",
+        "--scale",
+        "small",
+        *INFER.get(paper, []),
+        *tiny_flags(TINY[paper]),
+    )
     if kind in BAD:
         assert "it.png" in error and not list(tmp_path.glob("out/*.png"))
     elif error:
@@ -228,12 +303,23 @@ def test_names_that_are_no_text(tmp_path):
     for k in range(2):
         face().save(tmp_path / "it.png")
         os.rename(tmp_path / "it.png", folder + b"/\xff%d.png" % k)
-    done = subprocess.run([sys.executable, Path(__file__).parent.parent / "gannotation.py", "--check", "--data", folder], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
-    assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent.parent / "gannotation.py", "--check", "--data", folder],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    )
+    assert (
+        done.returncode == 2
+        and "Traceback" not in done.stdout + done.stderr
+        and done.stderr.startswith("error: ")
+        and done.stderr.count("\n") == 1
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- data sets
+# ----------------------------------------------------------------------------------------------------
+# data sets
+
 
 def poses(root):
     """People in folders, poses.txt beside them."""
@@ -248,10 +334,20 @@ def celeba_csv(root):
     return test_stargan.celeba(root, csv=True)[0]
 
 
-SETS = {                            # data set: paper, what makes it, a picture of the training part, flags
+SETS = {  # data set: paper, what makes it, a picture of the training part, flags
     "300-W": ("gannotation", test_gannotation.photo_folder, "lfpw/trainset/image_0003.png", []),
-    "CelebA": ("stargan", lambda root: test_stargan.celeba(root)[0], "img_align_celeba/000007.jpg", ["--attributes", *test_stargan.NAMES[1:4]]),
-    "CelebA csv": ("stargan", celeba_csv, "img_align_celeba/000007.jpg", ["--attributes", *test_stargan.NAMES[1:4]]),
+    "CelebA": (
+        "stargan",
+        lambda root: test_stargan.celeba(root)[0],
+        "img_align_celeba/000007.jpg",
+        ["--attributes", *test_stargan.NAMES[1:4]],
+    ),
+    "CelebA csv": (
+        "stargan",
+        celeba_csv,
+        "img_align_celeba/000007.jpg",
+        ["--attributes", *test_stargan.NAMES[1:4]],
+    ),
     "classes": ("stargan", test_stargan.classes, "train/angry/3.jpg", []),
     "CFP": ("drgan", lambda root: test_drgan.cfp(root, protocol=True), "Data/Images/003/frontal/02.jpg", []),
     "poses": ("drgan", poses, "003/1.jpg", []),
@@ -266,7 +362,17 @@ SETS = {                            # data set: paper, what makes it, a picture 
 def start(tell, name, root, *more):
     """One training step on data set `name` under root."""
     paper, _, _, flags = SETS[name]
-    return tell(paper, "--train", "--scale", "small", "--data", str(root), *tiny_flags(TINY[paper] | {"steps": 1}), *flags, *more)
+    return tell(
+        paper,
+        "--train",
+        "--scale",
+        "small",
+        "--data",
+        str(root),
+        *tiny_flags(TINY[paper] | {"steps": 1}),
+        *flags,
+        *more,
+    )
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -290,7 +396,7 @@ def test_a_bad_picture_in_a_data_set_is_named_or_left_out(tell, tmp_path, name, 
     error = start(tell, name, root)
     assert path.name in error and "--skip-bad" in error and not list(tmp_path.glob("runs/**/last.pt"))
     error = start(tell, name, root, "--skip-bad")
-    assert not error or "expected" in error                             # a test set of a dozen pictures may be too small without it
+    assert not error or "expected" in error  # a test set of a dozen pictures may be too small without it
 
 
 @pytest.mark.parametrize("shape", ["empty", "one picture", "a file", "too deep", "round in circles"])
@@ -333,15 +439,17 @@ def test_a_linked_folder_is_read_and_one_that_cannot_be_is_named(tell, tmp_path,
     assert str(folder) in start(tell, name, root)
 
 
-# ----------------------------------------------------------------------------------------------------------- annotations
+# ----------------------------------------------------------------------------------------------------
+# annotations
+
 
 def changed_number(text, new):
     """The last number of a text replaced."""
     words = text.rstrip("}\n ").rsplit(maxsplit=1)
-    return words[0] + " " + new + text[len(text.rstrip("}\n ")):]
+    return words[0] + " " + new + text[len(text.rstrip("}\n ")) :]
 
 
-SAME = {                                                                # other bytes, the same meaning
+SAME = {  # other bytes, the same meaning
     "byte order mark": lambda b: b"\xef\xbb\xbf" + b,
     "windows lines": lambda b: b.replace(b"\n", b"\r\n"),
     "blank at the end": lambda b: b + b"\n \n",
@@ -350,10 +458,10 @@ OTHER = {
     "empty": lambda b: b"",
     "blank": lambda b: b" \n\n",
     "utf-16": lambda b: b.decode().encode("utf-16"),
-    "latin-1": lambda b: b[:len(b) // 2] + b"\xe9\xff" + b[len(b) // 2:],
+    "latin-1": lambda b: b[: len(b) // 2] + b"\xe9\xff" + b[len(b) // 2 :],
     "binary": lambda b: np.random.default_rng(0).bytes(2000),
     "zeros": lambda b: bytes(len(b)),
-    "cut": lambda b: b[:len(b) // 2 + 1],
+    "cut": lambda b: b[: len(b) // 2 + 1],
     "twice": lambda b: b + b,
     "first line lost": lambda b: b.split(b"\n", 1)[1] if b"\n" in b else b"",
     "nan": lambda b: changed_number(b.decode(), "nan").encode(),
@@ -363,7 +471,7 @@ OTHER = {
     "word": lambda b: changed_number(b.decode(), "left").encode(),
     "html": lambda b: b"<!DOCTYPE html><title>404</title>\n" * 4,
 }
-NOTES = {                          # annotation file: data set, its name
+NOTES = {  # annotation file: data set, its name
     "points": ("300-W", "lfpw/trainset/image_0003.pts"),
     "attributes": ("CelebA", "list_attr_celeba.txt"),
     "attributes csv": ("CelebA csv", "list_attr_celeba.csv"),
@@ -379,7 +487,9 @@ NOTES = {                          # annotation file: data set, its name
 CHANGES = [*SAME, *OTHER, "folder", "no such file", "fifo"]
 
 
-@pytest.mark.parametrize("note, change", crossed(NOTES, CHANGES, ("windows lines", "cut", "far", "binary", "no such file")))
+@pytest.mark.parametrize(
+    "note, change", crossed(NOTES, CHANGES, ("windows lines", "cut", "far", "binary", "no such file"))
+)
 def test_an_annotation_that_is_not_as_it_should_be(tell, tmp_path, note, change):
     name, file = NOTES[note]
     root = SETS[name][1](tmp_path / "data")
@@ -399,7 +509,9 @@ def test_an_annotation_that_is_not_as_it_should_be(tell, tmp_path, note, change)
         assert "data" in error and not list(tmp_path.glob("runs/**/last.pt"))
 
 
-# ----------------------------------------------------------------------------------------------------------- checkpoints
+# ----------------------------------------------------------------------------------------------------
+# checkpoints
+
 
 class Evil:
     def __reduce__(self):
@@ -411,6 +523,7 @@ def without(key):
         saved = torch.load(path, weights_only=True)
         del saved[key]
         torch.save(saved, path)
+
     return change
 
 
@@ -425,7 +538,7 @@ def renamed(path):
 def not_tensors(path):
     saved = torch.load(path, weights_only=True)
     first = next(iter(saved["nets"]))
-    saved["nets"][first] = dict.fromkeys(saved["nets"][first], 1.)
+    saved["nets"][first] = dict.fromkeys(saved["nets"][first], 1.0)
     torch.save(saved, path)
 
 
@@ -436,7 +549,9 @@ def with_(**parts):
 def flipped(path):
     """Some bytes in the middle, where the weights are, changed: the archive's sums know."""
     data = bytearray(path.read_bytes())
-    data[len(data) // 2:len(data) // 2 + 64] = bytes(b ^ 255 for b in data[len(data) // 2:len(data) // 2 + 64])
+    data[len(data) // 2 : len(data) // 2 + 64] = bytes(
+        b ^ 255 for b in data[len(data) // 2 : len(data) // 2 + 64]
+    )
     path.write_bytes(data)
 
 
@@ -444,9 +559,9 @@ CHECKPOINTS = {
     "some bytes": flipped,
     "empty": lambda p: p.write_bytes(b""),
     "zeros": lambda p: p.write_bytes(bytes(p.stat().st_size)),
-    "a tenth": lambda p: cut(p, .1),
-    "half": lambda p: cut(p, .5),
-    "all but the end": lambda p: cut(p, .99),
+    "a tenth": lambda p: cut(p, 0.1),
+    "half": lambda p: cut(p, 0.5),
+    "all but the end": lambda p: cut(p, 0.99),
     "text": lambda p: p.write_text("weights"),
     "code": lambda p: torch.save({"paper": Evil()}, p),
     "a list": lambda p: torch.save([1, 2], p),
@@ -461,7 +576,9 @@ CHECKPOINTS = {
     "step a word": with_(step="ten"),
     "settings a list": with_(config=[1, 2]),
     "networks a number": with_(nets=3),
-    "each network a number": lambda p: with_(nets=dict.fromkeys(torch.load(p, weights_only=True)["nets"], 1.))(p),
+    "each network a number": lambda p: with_(
+        nets=dict.fromkeys(torch.load(p, weights_only=True)["nets"], 1.0)
+    )(p),
     "folder": lambda p: (p.unlink(), p.mkdir()),
 }
 
@@ -481,24 +598,40 @@ def test_a_checkpoint_that_is_none(tell, finished, tmp_path, paper, kind):
     face().save(tmp_path / "it.png")
     for mode in (["--infer", "it.png", *INFER.get(paper, [])], ["--train"]):
         error = tell(paper, *mode, *flags)
-        assert error and "last.pt" in error or (error is None and kind in ("no step", "no settings", "step a word") and mode[0] == "--infer"), error
+        assert (
+            error
+            and "last.pt" in error
+            or (error is None and kind in ("no step", "no settings", "step a word") and mode[0] == "--infer")
+        ), error
     assert not (tmp_path / "evil").exists() and (before is None or path.read_bytes() == before)
 
 
-@pytest.mark.parametrize("kind", ["no account of its data", "another account", "a word", "negative", "nothing"])
+@pytest.mark.parametrize(
+    "kind", ["no account of its data", "another account", "a word", "negative", "nothing"]
+)
 @pytest.mark.parametrize("paper", TINY)
 def test_a_checkpoint_whose_settings_make_no_network(tell, finished, tmp_path, paper, kind):
     shutil.copytree(finished(tell, paper), tmp_path / "run")
     path = sorted((tmp_path / "run").rglob("last.pt"))[-1]
     saved = torch.load(path, weights_only=True)
-    told = saved["about"] is not None and paper != "gannotation"         # the others do not need it to draw
+    told = saved["about"] is not None and paper != "gannotation"  # the others do not need it to draw
     if "account" in kind:
         saved["about"] = 3 if kind == "another account" else None
     else:
         saved["config"]["width"] = {"a word": "wide", "negative": -1, "nothing": None}[kind]
     torch.save(saved, path)
     face().save(tmp_path / "it.png")
-    error = tell(paper, "--infer", "it.png", *INFER.get(paper, []), "--scale", "small", "--run", "run", *tiny_flags(TINY[paper]))
+    error = tell(
+        paper,
+        "--infer",
+        "it.png",
+        *INFER.get(paper, []),
+        "--scale",
+        "small",
+        "--run",
+        "run",
+        *tiny_flags(TINY[paper]),
+    )
     assert error and "run" in error or ("account" in kind and not told and error is None), error
 
 
@@ -506,21 +639,47 @@ def test_a_checkpoint_whose_settings_make_no_network(tell, finished, tmp_path, p
 def test_results_never_lie_over_what_they_are_made_of(tell, finished, tmp_path, paper):
     face().save(tmp_path / "it.png")
     before = (tmp_path / "it.png").read_bytes()
-    flags = [*INFER.get(paper, []), "--scale", "small", "--run", finished(tell, paper), *tiny_flags(TINY[paper])]
+    flags = [
+        *INFER.get(paper, []),
+        "--scale",
+        "small",
+        "--run",
+        finished(tell, paper),
+        *tiny_flags(TINY[paper]),
+    ]
     for given in ("it.png", "."):
         assert "--out" in tell(paper, "--infer", given, *flags, "--out", str(tmp_path))
     assert (tmp_path / "it.png").read_bytes() == before
 
 
-# ----------------------------------------------------------------------------------------------------------------- disks
+# ----------------------------------------------------------------------------------------------------
+# disks
+
 
 @pytest.mark.parametrize("paper", TINY)
 def test_what_is_not_ours_in_a_run_folder_stays(tell, tmp_path, paper):
-    for name in ("film.mkv.part", "samples/holiday.png", "face/samples/holiday.png", "round0/samples/holiday.png"):
+    for name in (
+        "film.mkv.part",
+        "samples/holiday.png",
+        "face/samples/holiday.png",
+        "round0/samples/holiday.png",
+    ):
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / name).write_bytes(b"mine")
     for more in ([], ["--fresh"]):
-        assert tell(paper, "--train", "--scale", "small", "--run", "run", *tiny_flags(TINY[paper] | {"steps": 1}), *more) is None
+        assert (
+            tell(
+                paper,
+                "--train",
+                "--scale",
+                "small",
+                "--run",
+                "run",
+                *tiny_flags(TINY[paper] | {"steps": 1}),
+                *more,
+            )
+            is None
+        )
         assert (tmp_path / "run/film.mkv.part").exists() and (tmp_path / "run/samples/holiday.png").exists()
 
 
@@ -534,10 +693,24 @@ def test_fresh_keeps_the_old_run_until_what_the_new_one_needs_is_there(tell, fin
 def test_a_disk_too_small_for_the_pictures(call, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
+
     quick(monkeypatch)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    code, _, error = call("--train", "--scale", "small", *tiny_flags(TINY["stargan"]), "--cache", str(tmp_path / "cache"), paper="stargan")
-    assert code == 2 and "No space left" in error and "--cache" in error and not list((tmp_path / "cache").iterdir())
+    code, _, error = call(
+        "--train",
+        "--scale",
+        "small",
+        *tiny_flags(TINY["stargan"]),
+        "--cache",
+        str(tmp_path / "cache"),
+        paper="stargan",
+    )
+    assert (
+        code == 2
+        and "No space left" in error
+        and "--cache" in error
+        and not list((tmp_path / "cache").iterdir())
+    )
 
 
 @pytest.mark.parametrize("paper", TINY)
@@ -563,7 +736,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(tell, finished, tmp_path, monkeyp
     longer = TINY[paper] | ({"rounds": 1} if paper == "iacyclegan" else {"steps": TINY[paper]["steps"] + 2})
     error = tell(paper, "--train", "--scale", "small", "--run", "run", *tiny_flags(longer))
     assert "cannot be written" in error and "last checkpoint is untouched" in error
-    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("last.pt")} and not list((tmp_path / "run").rglob("*.part"))
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("last.pt")} and not list(
+        (tmp_path / "run").rglob("*.part")
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
@@ -583,7 +758,9 @@ def test_a_read_only_folder(tell, finished, tmp_path, paper):
             folder.chmod(0o755)
 
 
-# ----------------------------------------------------------------------------------------------------------------- flags
+# ----------------------------------------------------------------------------------------------------
+# flags
+
 
 def numbers(paper):
     """[(name, type)] of the settings that are numbers."""
@@ -591,13 +768,29 @@ def numbers(paper):
     return [(f.name, type(f.default)) for f in dataclasses.fields(config) if type(f.default) in (int, float)]
 
 
-@pytest.mark.parametrize("paper, flag, values", [
-    *((paper, "--betas", values) for paper in TINY for values in (["2", ".9"], [".5", "1"], ["-1", ".9"], ["nan", ".9"], [".5"], [".5", ".9", ".9"])),
-    ("stargan", "--d-layers", ["20000"]), ("stargan", "--d-layers", ["30"]), ("stargan", "--residual-blocks", ["1000000"]),
-    ("gannotation", "--d-widths", ["-4", "8"]), ("gannotation", "--d-widths", ["0", "8"]), ("gannotation", "--d-widths", ["8"] * 40),
-    ("gannotation", "--sigma", ["0"]), ("gannotation", "--sigma", ["1e30"]), ("gannotation", "--warm-up", ["5"]),
-    ("drgan", "--width", ["1e30"]), ("stargan", "--pose", ["50"]), ("pairedcyclegan", "--pose", ["1e30"]), ("iacyclegan", "--residual-blocks", ["1000000"]),
-])
+@pytest.mark.parametrize(
+    "paper, flag, values",
+    [
+        *(
+            (paper, "--betas", values)
+            for paper in TINY
+            for values in (["2", ".9"], [".5", "1"], ["-1", ".9"], ["nan", ".9"], [".5"], [".5", ".9", ".9"])
+        ),
+        ("stargan", "--d-layers", ["20000"]),
+        ("stargan", "--d-layers", ["30"]),
+        ("stargan", "--residual-blocks", ["1000000"]),
+        ("gannotation", "--d-widths", ["-4", "8"]),
+        ("gannotation", "--d-widths", ["0", "8"]),
+        ("gannotation", "--d-widths", ["8"] * 40),
+        ("gannotation", "--sigma", ["0"]),
+        ("gannotation", "--sigma", ["1e30"]),
+        ("gannotation", "--warm-up", ["5"]),
+        ("drgan", "--width", ["1e30"]),
+        ("stargan", "--pose", ["50"]),
+        ("pairedcyclegan", "--pose", ["1e30"]),
+        ("iacyclegan", "--residual-blocks", ["1000000"]),
+    ],
+)
 def test_a_setting_that_no_network_has(tell, tmp_path, paper, flag, values):
     assert flag in tell(paper, "--train", flag, *values, "--device", "cpu", "--scale", "small")
     assert not list(tmp_path.glob("runs/**/last.pt"))
@@ -611,10 +804,13 @@ def test_a_device_that_is_none(tell, device):
 @pytest.mark.parametrize("shift", [0, 3])
 @pytest.mark.parametrize("paper", TINY)
 def test_a_number_that_is_none(tell, tmp_path, paper, shift):
-    """Every numeric flag of every paper, refused by name. (Zero: in the papers' own tests, it means something else for each.)"""
+    """Every numeric flag of every paper, refused by name. (Zero: in the papers' own tests, it means something
+    else for each.)"""
     values = ["-1", "nan", "inf", "1e400", "", "0x10", "ten"]
     for k, (name, kind) in enumerate(numbers(paper)):
-        value = "10000000000000" if kind is int and (k + shift) % 4 == 0 else values[(k + shift) % len(values)]
+        value = (
+            "10000000000000" if kind is int and (k + shift) % 4 == 0 else values[(k + shift) % len(values)]
+        )
         flag = "--" + name.replace("_", "-")
         error = tell(paper, "--train", flag, value, "--device", "cpu")
         assert error and flag in error, (flag, value)

@@ -1,4 +1,5 @@
 """The house: every file has its budget, and imports run one way."""
+
 import ast
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from conftest import PAPERS
 
 ROOT = Path(__file__).parent.parent
 BUDGETS = {"common.py": 400, "drgan.py": 700, "pairedcyclegan.py": 700, "lab/toyfaces.py": 750}
-FILES = sorted(p.relative_to(ROOT).as_posix() for pattern in ("*.py", "lab/**/*.py") for p in ROOT.glob(pattern))
+FILES = sorted(
+    p.relative_to(ROOT).as_posix() for pattern in ("*.py", "lab/**/*.py") for p in ROOT.glob(pattern)
+)
 
 
 def budget(file):
@@ -45,8 +48,14 @@ def test_a_file_keeps_its_budget(file):
 def test_a_function_fits_a_screen(file):
     """A training loop and the parts that draw a face may be longer."""
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("train") and file != "lab/toyfaces.py":
-            assert node.end_lineno - node.lineno < 60, f"{file}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        if (
+            isinstance(node, ast.FunctionDef)
+            and not node.name.startswith("train")
+            and file != "lab/toyfaces.py"
+        ):
+            assert node.end_lineno - node.lineno < 60, (
+                f"{file}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
+            )
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -56,7 +65,7 @@ def test_imports_run_one_way(file):
     if file == "common.py":
         assert not ours
     elif file.startswith("lab/claims/"):
-        assert papers <= {Path(file).stem}                             # its own paper, no other
+        assert papers <= {Path(file).stem}  # its own paper, no other
     elif file.startswith("lab/"):
         assert not papers, f"{file} knows {papers}"
         assert not {n for n in ours if n.startswith("lab.claims")} or module == "lab.cli"
@@ -66,12 +75,15 @@ def test_imports_run_one_way(file):
 
 def test_no_imports_go_in_a_circle():
     modules = {file.removesuffix(".py").removesuffix("/__init__").replace("/", "."): file for file in FILES}
-    ways = {name: {other for other in imports(file) if other in modules and other != name}
-            for name, file in modules.items()}
+    ways = {
+        name: {other for other in imports(file) if other in modules and other != name}
+        for name, file in modules.items()
+    }
 
     def walk(name, path):
-        assert name not in path, " -> ".join([*path[path.index(name):], name])
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
         for other in ways[name]:
             walk(other, [*path, name])
+
     for name in modules:
         walk(name, [])

@@ -1,4 +1,5 @@
 """Picture files, pictures decoded once, sheets, measures."""
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +11,13 @@ from lab.run import Settings
 
 def test_open_image_makes_rgb_of_everything(tmp_path):
     colour = Image.new("RGB", (4, 2), (200, 100, 50))
-    kinds = {"grey": colour.convert("L"), "palette": colour.convert("P"), "rgba": colour.convert("RGBA"), "one": colour.convert("1"),
-             "16": Image.fromarray(np.full((2, 4), 40000, np.uint16))}
+    kinds = {
+        "grey": colour.convert("L"),
+        "palette": colour.convert("P"),
+        "rgba": colour.convert("RGBA"),
+        "one": colour.convert("1"),
+        "16": Image.fromarray(np.full((2, 4), 40000, np.uint16)),
+    }
     for name, image in kinds.items():
         image.save(tmp_path / f"{name}.png")
         assert images.open_image(tmp_path / f"{name}.png").mode == "RGB"
@@ -31,7 +37,9 @@ def test_open_image_turns_by_exif(tmp_path):
 
 
 def test_open_image_names_the_bad_file(tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "whole.jpg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(
+        tmp_path / "whole.jpg"
+    )
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("hello")
@@ -49,9 +57,9 @@ def test_picture_values_go_there_and_back():
 
 def test_crop_repeats_the_edges():
     image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
-    same = images.crop(image, torch.tensor([-.5, -.5]), torch.tensor([3.5, 3.5]), 4)
+    same = images.crop(image, torch.tensor([-0.5, -0.5]), torch.tensor([3.5, 3.5]), 4)
     assert np.array_equal(np.asarray(same), np.asarray(image))
-    wide = np.asarray(images.crop(image, torch.tensor([-4.5, -.5]), torch.tensor([-.5, 3.5]), 4))
+    wide = np.asarray(images.crop(image, torch.tensor([-4.5, -0.5]), torch.tensor([-0.5, 3.5]), 4))
     assert (wide == np.asarray(image)[:, :1]).all()
 
 
@@ -66,12 +74,14 @@ def test_cached_fills_once_and_leaves_no_half_files(tmp_path):
     def fill(array):
         calls.append(1)
         array[:] = 7
+
     a = images.cached(cfg, "key", (2, 3, 4, 4), fill)
     b = images.cached(cfg, "key", (2, 3, 4, 4), fill)
     assert len(calls) == 1 and torch.equal(a, b) and a.dtype == torch.uint8 and (a == 7).all()
 
     def broken(array):
         raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
         images.cached(cfg, "other", (2, 3, 4, 4), broken)
     assert len(list((tmp_path / "c").iterdir())) == 1
@@ -84,8 +94,10 @@ def test_draw_is_in_range_and_by_index():
 
 
 def test_ssim_of_flat_pictures_is_that_of_their_greys():
-    a, b = torch.tensor([[.8, .5], [.3, .5]], dtype=torch.float64)           # float32 leaves a variance of 1e-7, and an error of 3e-4
+    a, b = torch.tensor(
+        [[0.8, 0.5], [0.3, 0.5]], dtype=torch.float64
+    )  # float32 leaves a variance of 1e-7, and an error of 3e-4
     x, y = (v[:, None, None, None].expand(2, 3, 32, 32) for v in (a, b))
-    expected = (2 * a * b + 1e-4) / (a ** 2 + b ** 2 + 1e-4)           # C1 = .01^2; nothing varies
+    expected = (2 * a * b + 1e-4) / (a**2 + b**2 + 1e-4)  # C1 = .01^2; nothing varies
     assert torch.allclose(images.ssim(2 * x - 1, 2 * y - 1), expected.float(), atol=1e-6)
-    assert torch.equal(images.ssim(x + 9, torch.ones_like(x)), torch.ones(2))                          # x is clamped
+    assert torch.equal(images.ssim(x + 9, torch.ones_like(x)), torch.ones(2))  # x is clamped

@@ -1,4 +1,5 @@
 """Small networks that measure: trained, kept, right in shape and unit."""
+
 import pytest
 import torch
 
@@ -19,9 +20,9 @@ def test_landmark_judge_measures(cache, monkeypatch):
 def test_region_judge_measures(cache, monkeypatch):
     monkeypatch.setattr(judges, "JUDGE_STEPS", 60)
     monkeypatch.setattr(judges, "JUDGE_PEOPLE", 40)
-    with torch.no_grad():                                                         # as where it is used
+    with torch.no_grad():  # as where it is used
         judge, error = judges.judge("regions", 32, 7, cache=cache + "/quick")
-    assert error < .3
+    assert error < 0.3
     assert judge(toy.render(toy.sample(2, 3), 32)).shape == (2, len(toy.REGIONS), 32, 32)
 
 
@@ -29,14 +30,17 @@ def test_yaw_judge_measures(cache, monkeypatch):
     monkeypatch.setattr(judges, "JUDGE_FRAMES", 2)
     monkeypatch.setattr(judges, "JUDGE_STEPS", 60)
     net, error = judges.judge("yaw", 32, 9, cache=cache + "/quick")
-    assert error < 25 and net(toy.render(toy.sample(3, 4), 32)).shape == (3,)            # one who always says 0 errs by 30
+    assert error < 25 and net(toy.render(toy.sample(3, 4), 32)).shape == (
+        3,
+    )  # one who always says 0 errs by 30
 
 
 def test_a_judge_that_cannot_be_kept_leaves_nothing(tmp_path, monkeypatch):
     def full(content, path):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(judges, "train", lambda *_: .5)
+
+    monkeypatch.setattr(judges, "train", lambda *_: 0.5)
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match="judge-yaw-32-0-.*cannot be written .*No space"):
         judges.judge("yaw", 32, 0, cache=str(tmp_path))
@@ -48,12 +52,19 @@ def test_sketch_judge_reads_sketches(cache, monkeypatch):
     monkeypatch.setattr(judges, "JUDGE_STEPS", 4)
     net, error = judges.judge("sketch", 16, 9, cache=cache + "/quick")
     f = net(toy.sketch(toy.sample(3, 4), 16).expand(-1, 3, -1, -1))
-    assert 0 < error <= .6 and f.shape == (3, 128) and torch.allclose(f.norm(dim=1), torch.ones(3), atol=1e-5)
+    assert (
+        0 < error <= 0.6 and f.shape == (3, 128) and torch.allclose(f.norm(dim=1), torch.ones(3), atol=1e-5)
+    )
 
 
 def test_large_pictures_cost_what_128_px_do_and_landmarks_stay_in_their_pixels():
     x = torch.rand(2, 3, 256, 256)
-    for kind, shape in (("identity", (2, 128)), ("yaw", (2,)), ("regions", (2, 10, 256, 256)), ("landmarks", (2, 68, 2))):
+    for kind, shape in (
+        ("identity", (2, 128)),
+        ("yaw", (2,)),
+        ("regions", (2, 10, 256, 256)),
+        ("landmarks", (2, 68, 2)),
+    ):
         torch.manual_seed(0)
         net = judges.Judge(kind).eval()
         with torch.no_grad():
@@ -64,8 +75,8 @@ def test_large_pictures_cost_what_128_px_do_and_landmarks_stay_in_their_pixels()
 
 
 def test_a_damaged_judge_is_made_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(judges, "train", lambda *_: .5)
-    assert judges.judge("yaw", 32, 0, cache=str(tmp_path))[1] == .5
-    file, = tmp_path.iterdir()
+    monkeypatch.setattr(judges, "train", lambda *_: 0.5)
+    assert judges.judge("yaw", 32, 0, cache=str(tmp_path))[1] == 0.5
+    (file,) = tmp_path.iterdir()
     file.write_bytes(b"half")
-    assert judges.judge("yaw", 32, 0, cache=str(tmp_path))[1] == .5 and file.stat().st_size > 1000
+    assert judges.judge("yaw", 32, 0, cache=str(tmp_path))[1] == 0.5 and file.stat().st_size > 1000

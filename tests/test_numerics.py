@@ -1,4 +1,6 @@
-"""Half precision, flat pictures, the smallest batch: every paper's training stays finite. NUMERICS=2000 for as many steps."""
+"""Half precision, flat pictures, the smallest batch: every paper's training stays finite. NUMERICS=2000 for
+as many steps."""
+
 import importlib
 import os
 
@@ -10,25 +12,35 @@ from lab import UserError, toyfaces
 from lab.files import load_checkpoint, read_jsonl
 
 STEPS = int(os.environ.get("NUMERICS", 8))
-MODELS = [*((paper, {}) for paper in test_hostile.TINY), ("drgan", dict(images_per_subject=3)), ("pix2pix_cyclegan", dict(model="cyclegan")),
-          ("stargan", dict(toy="both", lambda_triple=1., copy_steps=1)), ("pairedcyclegan", dict(regions="parts"))]
+MODELS = [
+    *((paper, {}) for paper in test_hostile.TINY),
+    ("drgan", dict(images_per_subject=3)),
+    ("pix2pix_cyclegan", dict(model="cyclegan")),
+    ("stargan", dict(toy="both", lambda_triple=1.0, copy_steps=1)),
+    ("pairedcyclegan", dict(regions="parts")),
+]
 
 
 @pytest.fixture
 def trained(tmp_path, cache, monkeypatch):
-    """trained(paper, ...) trains a tiny model, checks that it stayed finite, and returns the lines of its log."""
+    """trained(paper, ...) trains a tiny model, checks that it stayed finite, and returns the lines of its
+    log."""
     test_hostile.quick(monkeypatch)
 
     def run(paper, **settings):
         module = importlib.import_module(paper)
-        cfg = module.Config(**test_hostile.TINY[paper] | dict(cache=cache, run=str(tmp_path / "run"), log_every=1, save_every=9999, sample_every=9999)
-                            | settings)
+        cfg = module.Config(
+            **test_hostile.TINY[paper]
+            | dict(cache=cache, run=str(tmp_path / "run"), log_every=1, save_every=9999, sample_every=9999)
+            | settings
+        )
         module.train(cfg)
         files = sorted(tmp_path.glob("run/**/*.pt"))
         assert files and all(v.isfinite().all() for file in files for v in tensors(load_checkpoint(file)))
         lines = [line for log in sorted(tmp_path.glob("run/**/metrics.jsonl")) for line in read_jsonl(log)]
         assert lines and not any(line["health"] == "nan" for line in lines)
         return lines
+
     return run
 
 
@@ -51,15 +63,18 @@ def test_flat_pictures_do_not_divide_by_zero(trained, paper, more, monkeypatch, 
     drawn = toyfaces.render
 
     def flat(*args, **kwargs):
-        return torch.full_like(drawn(*args, **kwargs), -1.)
+        return torch.full_like(drawn(*args, **kwargs), -1.0)
+
     monkeypatch.setattr(toyfaces, "render", flat)
     trained(paper, cache=str(tmp_path / "cache"), **more)
 
 
 @pytest.mark.parametrize(("paper", "more"), MODELS, ids=str)
 def test_the_smallest_batch_trains(trained, paper, more):
-    smallest = {"drgan": dict(batch_size=2 * more.get("images_per_subject", 1)),                 # batch norm needs two people
-                "pairedcyclegan": dict(batch_size=1, mismatch=False)}                            # no other reference in the batch
+    smallest = {
+        "drgan": dict(batch_size=2 * more.get("images_per_subject", 1)),  # batch norm needs two people
+        "pairedcyclegan": dict(batch_size=1, mismatch=False),
+    }  # no other reference in the batch
     trained(paper, **smallest.get(paper, dict(batch_size=1)) | more)
 
 

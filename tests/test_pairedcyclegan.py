@@ -42,7 +42,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(Run, "plot", lambda self: None)
 
 
-# ------------------------------------------------------------------------------------------------------ losses
+# ----------------------------------------------------------------------------------------------------- losses
 
 def bce(score, target):
     return F.binary_cross_entropy_with_logits(torch.as_tensor(score), torch.tensor(float(target))).item()
@@ -65,12 +65,13 @@ def test_loss_F_by_hand():
 def test_loss_P_takes_W_for_real_and_the_result_for_false():
     assert paper.loss_P_D(flat(.5), flat(.9)).item() == pytest.approx(bce(.5, 1) + bce(.9, 0))
     assert paper.loss_P_G(flat(.9)).item() == pytest.approx(bce(.9, 1))
-    mismatched = (bce(.9, 0) + bce(1., 0)) / 2                           # half of the false pairs: W with a stranger's make-up
+    # half of the false pairs: W with another make-up
+    mismatched = (bce(.9, 0) + bce(1., 0)) / 2
     assert paper.loss_P_D(flat(.5), flat(.9), flat(1.)).item() == pytest.approx(bce(.5, 1) + mismatched)
 
 
 def level(first, second):
-    """A discriminator of pairs whose score is the mean of what it sees, the second picture counting double."""
+    """A discriminator of pairs: the mean of what it sees, the second picture counting double."""
     return (first + 2 * second).mean((1, 2, 3), keepdim=True)
 
 
@@ -89,8 +90,45 @@ def test_D_S_sees_the_reference_first_and_W_the_result_or_a_strangers_reference(
     assert torch.equal(other, y.roll(1, 0)) and not torch.equal(w, fake)
 
 
+def generated(tiny, monkeypatch, **changes):
+    """A training of `changes`: what each call of G and F was given and gave, a tuple a call."""
+    given, forward = [], paper.Generator.forward
+
+    def spy(self, *pictures):
+        given.append((*pictures, forward(self, *pictures)))
+        return given[-1][-1]
+    with monkeypatch.context() as patch:
+        patch.setattr(paper.Generator, "forward", spy)
+        paper.train(dataclasses.replace(tiny, **dict(dict(sample_every=999, log_every=999), **changes)))
+    return given
+
+
+def test_loss_S_is_given_the_bare_reference_as_source_and_the_result_as_style(tiny, monkeypatch):
+    """[L_I] F(G(x, y)) and [L_S] G(F(y), G(x, y)) in the loop."""
+    compared = {}
+    for name in ("loss_I", "loss_S"):
+        monkeypatch.setattr(paper, name, lambda goal, back, name=name: compared.setdefault(
+            name, (goal, back)) and (back - goal).abs().mean())
+    given = generated(tiny, monkeypatch, steps=1, noise=0., warm_up=0.)
+    (x, y, y_fake), (y_2, x_fake), (y_seen, x_back), (source, style, y_back) = given[:4]
+    assert torch.equal(y, y_2) and torch.equal(y_seen, y_fake)
+    assert torch.equal(source, x_fake) and torch.equal(style, y_fake) and not torch.equal(source, style)
+    assert all(torch.equal(a, b) for a, b in zip(compared["loss_S"], (y, y_back), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(compared["loss_I"], (x, x_back), strict=True))
+
+
+def test_F_learns_first_with_a_G_that_sees_no_reference_and_no_way_back_to_y(tiny, monkeypatch):
+    styled, original = [], paper.loss_S
+    monkeypatch.setattr(paper, "loss_S", lambda *args: (styled.append(1), original(*args))[1])
+    given = generated(tiny, monkeypatch, steps=10, warm_up=.2)
+    calls = [pictures[:2] for pictures in given if len(pictures) == 3]   # of G
+    calls = calls[:2] + calls[-16:]                                      # (the last step's log and grid draw, too)
+    assert all(torch.equal(x, y) for x, y in calls[:2]) and len(styled) == 8
+    assert not torch.equal(*[pictures[:2] for pictures in given if len(pictures) == 3][2])
+
+
 def test_noise_is_the_same_on_both_sides_of_each_comparison(tiny, monkeypatch):
-    """[L_I] F(y_fake + n_y) against x + n_y; [L_S] G(x_fake + n_x, y_fake + n_y) against y + n_x: no reward for what noise drowns."""
+    """[L_I] F(y_fake + n_y) against x + n_y; [L_S] G(x_fake + n_x, y_fake + n_y) against y + n_x."""
     given, compared, forward = [], {}, paper.Generator.forward
 
     def spy(self, *pictures):
@@ -99,7 +137,11 @@ def test_noise_is_the_same_on_both_sides_of_each_comparison(tiny, monkeypatch):
     monkeypatch.setattr(paper.Generator, "forward", spy)
     for name in ("loss_I", "loss_S"):
         original = getattr(paper, name)
-        monkeypatch.setattr(paper, name, lambda *args, name=name, f=original: (compared.setdefault(name, args), f(*args))[1])
+
+        def compare(*args, name=name, f=original):
+            compared.setdefault(name, args)
+            return f(*args)
+        monkeypatch.setattr(paper, name, compare)
     paper.train(dataclasses.replace(tiny, steps=1, noise=.5, warm_up=0., sample_every=9, log_every=9))
     (x, y, y_fake), (y_2, x_fake), (y_seen, x_back), (x_seen, y_seen_2, y_back) = given[:4]
     n_x, n_y = x_seen - x_fake, y_seen - y_fake
@@ -122,25 +164,26 @@ def test_the_saddle_of_L_P_moves_G_towards_what_D_S_takes_for_the_same_style():
     assert (y_fake.grad < 0).all()                                       # descent raises D_S's score
 
 
-# ---------------------------------------------------------------------------------------------------- networks
+# --------------------------------------------------------------------------------------------------- networks
 
 def test_parameters_and_receptive_fields():
     G, F_, D_X, D_Y, D_S = paper.build(Config())
-    assert [common.n_parameters(net) for net in (G, F_, D_X, D_Y, D_S)] == [1_055_491, 1_055_491, 2_764_737, 2_764_737, 2_767_809]
+    counts = [common.n_parameters(net) for net in (G, F_, D_X, D_Y, D_S)]
+    assert counts == [1_055_491, 1_055_491, 2_764_737, 2_764_737, 2_767_809]
     assert sum(map(common.n_parameters, (G, F_, D_X, D_Y, D_S))) == 10_408_265
     assert G.receptive_field() == F_.receptive_field() == 41 and D_S.receptive_field() == 70
 
 
 def test_the_receptive_field_is_what_the_gradient_says():
     net = paper.Generator(2, 4)
-    for m in net.modules():                                              # instance norm sees everything: leave it out
+    for m in net.modules():                                          # instance norm sees everything: leave it out
         if isinstance(m, nn.Sequential):
             for k, layer in enumerate(m):
                 if isinstance(layer, nn.InstanceNorm2d):
                     m[k] = nn.Identity()
     x, y = torch.rand(2, 1, 3, 95, 95).unbind(0)
     x.requires_grad_(), y.requires_grad_()
-    net.stems[0].register_forward_hook(lambda module, args, out: out.exp())              # so that no unit is dead
+    net.stems[0].register_forward_hook(lambda module, args, out: out.exp())      # so that no unit is dead
     for act in (m for m in net.modules() if isinstance(m, nn.ReLU)):
         act.forward = lambda v: v * 1.1
     change = net.trunk(torch.cat([stem(p) for stem, p in zip(net.stems, (x, y), strict=True)], 1))
@@ -160,7 +203,8 @@ def test_G_starts_near_the_source_and_stays_in_range():
 # ------------------------------------------------------------------------------------------ anchors, crops, W
 
 def landmarks(n=4, size=96, **fields):
-    faces = toyfaces.sample(n, 3, pose=.2, expression=False, makeup=False).set(beard=0., glasses=0., zoom=1.4, shift=[0., .03], **fields)
+    faces = toyfaces.sample(n, 3, pose=.2, expression=False, makeup=False)
+    faces = faces.set(beard=0., glasses=0., zoom=1.4, shift=[0., .03], **fields)
     return faces, toyfaces.landmarks(faces, size)
 
 
@@ -170,11 +214,13 @@ def test_place_goes_there_and_back_upright(region):
     anchors = torch.stack([formats.anchors_of_points(p) for p in points])
     mirror, turn = torch.tensor([False, True, False, True]), torch.tensor([0., 0., 10., -10.])
     inner, to_picture, to_square = warp.place(anchors, region, 40, mirror, turn)
-    assert torch.allclose(to_picture(inner), anchors, atol=1e-3) and torch.allclose(to_square(anchors), inner, atol=1e-3)
+    assert torch.allclose(to_picture(inner), anchors, atol=1e-3)
+    assert torch.allclose(to_square(anchors), inner, atol=1e-3)
     eyes, mouth = inner[:2, [0, 1, 4, 5]].mean(1), inner[:2, [14, 15]].mean(1)
-    assert (eyes - mouth)[:, 0].abs().max() < .01 and (eyes - mouth)[:, 1].max() < 0                     # eyes above mouth
-    if region == "eyes":                                                 # the left eye, mirrored, lies where the right one does
-        assert (inner[0, 4:8].mean(0) - 19.5).abs().max() < 8 and (inner[1, :4].mean(0) - 19.5).abs().max() < 8
+    assert (eyes - mouth)[:, 0].abs().max() < .01 and (eyes - mouth)[:, 1].max() < 0     # eyes above mouth
+    if region == "eyes":                     # the left eye, mirrored, lies where the right one does
+        assert (inner[0, 4:8].mean(0) - 19.5).abs().max() < 8
+        assert (inner[1, :4].mean(0) - 19.5).abs().max() < 8
     if region == "lips":
         assert (inner[:2, 14:18].mean(1) - 19.5).abs().max() < 6
 
@@ -232,7 +278,8 @@ def test_blending_gives_the_skin_of_the_source():
 
 
 def test_a_change_laid_on_the_picture_comes_from_where_the_square_was_cut():
-    picture = F.interpolate(torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0)), (120, 120), mode="bicubic")
+    coarse = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    picture = F.interpolate(coarse, (120, 120), mode="bicubic")
     _, points = landmarks(1, 120)
     anchors = formats.anchors_of_points(points[0])[None]
     for region in warp.REGIONS:
@@ -246,17 +293,20 @@ def test_eyes_and_lips_lie_over_skin(tiny):
     def paint(value):
         return (lambda x, y: x + value), (lambda x: x + value)
     data = paper.make_data(tiny, "face")
-    x, y, a, b = data.bare.pictures(torch.arange(2)), data.made.pictures(torch.arange(2)), data.bare.anchors[:2], data.made.anchors[:2]
+    two = torch.arange(2)
+    x, y = data.bare.pictures(two), data.made.pictures(two)
+    a, b = data.bare.anchors[:2], data.made.anchors[:2]
     total = paper.painted(tiny, {"skin": paint(.1), "eyes": paint(.2), "lips": paint(.3)}, x, a, y, b)
     at = [a[:, k].mean(1).round().long() for k in ([0, 1], [4, 5], [28, 29])]
     values = [torch.stack([total[n, 0, p[n, 1], p[n, 0]] for n in range(2)]) for p in at]
     assert torch.allclose(torch.stack(values), torch.tensor([.2, .2, .3])[:, None].expand(-1, 2), atol=.03)
     assert ((total - .1).abs() < .001).float().mean() > .05             # and between them, skin
     assert total[:, :, 0, 0].abs().max() == 0
-    assert torch.allclose(paper.painted(tiny, {"face": paint(.1)}, x, a), paper.painted(tiny, {"face": paint(.1)}, x, a, y, b))
+    off, on = (paper.painted(tiny, {"face": paint(.1)}, x, a, *reference) for reference in ((), (y, b)))
+    assert torch.allclose(off, on)
 
 
-# -------------------------------------------------------------------------------------------------------- data
+# ------------------------------------------------------------------------------------------------------- data
 
 def test_toy_people_made_up_and_bare_are_different_people(tiny):
     bare, made = paper.toy_albums(tiny)
@@ -270,10 +320,12 @@ def test_toy_people_made_up_and_bare_are_different_people(tiny):
 
 def test_variety_tells_how_much_skin_light_and_wall_differ(tiny):
     for variety, spread in ((0., 0.), (.5, .5), (1., 1.)):
-        alike, free = (toysets.made_up(dataclasses.replace(tiny, variety=v), 20, 5, True) for v in (variety, 1.))
+        alike, free = (toysets.made_up(dataclasses.replace(tiny, variety=v), 20, 5, True)
+                       for v in (variety, 1.))
         for name in ("skin_rgb", "background", "light_strength"):
             assert torch.allclose(getattr(alike, name).std(0), spread * getattr(free, name).std(0), atol=1e-6)
-        assert torch.allclose(alike.light.norm(dim=1), torch.ones(20)) and torch.equal(alike.lip_rgb, free.lip_rgb)
+        assert torch.allclose(alike.light.norm(dim=1), torch.ones(20))
+        assert torch.equal(alike.lip_rgb, free.lip_rgb)
 
 
 def test_a_batch_is_cut_alike_and_the_true_pair_is_the_source_made_up(tiny):
@@ -326,26 +378,29 @@ def two_folders(root, n=4):
 def test_photographs_are_cut_around_the_face_and_held_out(tiny, tmp_path, make):
     cfg = dataclasses.replace(tiny, data=str(make(tmp_path / "data")))
     found = paper.scan(cfg)
-    assert len(found["images"]) == 8 and sum(found["test"]) == 2 and found["made"].count(1) == 4 and not found["bad"]
+    assert len(found["images"]) == 8 and sum(found["test"]) == 2
+    assert found["made"].count(1) == 4 and not found["bad"]
     (bare, made), (bare_test, made_test) = (paper.photographs(cfg, test) for test in (False, True))
     assert [len(album) for album in (bare, made, bare_test, made_test)] == [3, 3, 1, 1]
     L = paper.load_size(cfg)
     for album in (bare, made):
         inner = warp.place(album.anchors, "face", 48, torch.zeros(3, dtype=torch.bool))[0]
         assert bare.images.shape[1:] == (3, L, L) and album.anchors.min() > 0 and album.anchors.max() < L
-        assert (inner[:, [0, 1, 4, 5]].mean(1)[:, 0] - 23.5).abs().max() < 1                              # eyes in the middle
+        assert (inner[:, [0, 1, 4, 5]].mean(1)[:, 0] - 23.5).abs().max() < 1       # eyes in the middle
     x, y, w = paper.make_data(cfg, "lips").sample(3)
     assert x.shape == w.shape == (3, 3, 24, 24) and not torch.equal(x, w)
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda root: [p.unlink() for p in (root / "images/makeup").iterdir()], "pictures without make-up, 0 with"),
+    (lambda root: [p.unlink() for p in (root / "images/makeup").iterdir()],
+     "pictures without make-up, 0 with"),
     (lambda root: (root / "segs/makeup/p0.png").unlink(), "neither p0.pts beside it nor a map"),
     (lambda root: Image.new("L", (96, 96)).save(root / "segs/makeup/p0.png"), "no two eyes"),
     (lambda root: Image.new("RGB", (96, 96)).save(root / "segs/makeup/p0.png"), "3 channels"),
     (lambda root: (root / "images/makeup/p2.png").write_bytes(b"?"), "not a readable picture"),
     (lambda root: pts(root / "images/makeup/p0.pts", 900 + landmarks(1)[1][0]), "do not lie on the picture"),
-    (lambda root: (root / "makeup.txt").write_text("/nowhere/x.png\n" + (root / "makeup.txt").read_text()), "names /nowhere/x.png, which is not there"),
+    (lambda root: (root / "makeup.txt").write_text("/nowhere/x.png\n" + (root / "makeup.txt").read_text()),
+     "names /nowhere/x.png, which is not there"),
 ])
 def test_spoilt_data_gives_one_error_or_is_left_out(tiny, tmp_path, spoil, message):
     root = mt(tmp_path / "data")
@@ -359,7 +414,7 @@ def test_spoilt_data_gives_one_error_or_is_left_out(tiny, tmp_path, spoil, messa
         assert (len(bare), len(made)) == (3, 3 if "nowhere" in message else 2)
 
 
-# ---------------------------------------------------------------------------------------------------- training
+# --------------------------------------------------------------------------------------------------- training
 
 def spied(tiny, monkeypatch, **changes):
     """{step: {"GF": nets that its loss reaches, "D": ...}} of a training."""
@@ -375,7 +430,8 @@ def spied(tiny, monkeypatch, **changes):
         backward(loss, *args, **kwargs)
         reached = {k for k, net in runs[-1].nets.items()
                    if any(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())}
-        name = "GF" if len(seen.get(len(seen), {"GF": 0, "D": 0})) == 2 else "D"          # G and F begin a step
+        # G and F begin a step
+        name = "GF" if len(seen.get(len(seen), {"GF": 0, "D": 0})) == 2 else "D"
         seen.setdefault(len(seen) + (name == "GF"), {})[name] = reached
     with monkeypatch.context() as patch:
         patch.setattr(Run, "__init__", begun)
@@ -399,7 +455,8 @@ def test_without_D_S_nothing_of_it_is_trained(tiny, monkeypatch):
 
 def test_adversarial_weight_by_hand(tiny):
     cfg = dataclasses.replace(tiny, steps=200, ramp_from=.25, lambda_adv=.1, lambda_adv_end=.5)
-    assert [paper.adversarial_weight(cfg, step) for step in (1, 50, 125, 200)] == pytest.approx([.1, .1, .3, .5])
+    weights = [paper.adversarial_weight(cfg, step) for step in (1, 50, 125, 200)]
+    assert weights == pytest.approx([.1, .1, .3, .5])
 
 
 def test_resume_is_exact(tiny):
@@ -413,7 +470,8 @@ def test_resume_is_exact(tiny):
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(image_size=47), "--image-size 47"), (dict(load_size=20), "--load-size 20"), (dict(people=0), "--people 0"), (dict(warm_up=.6), "--warm-up 0.6"),
+    (dict(image_size=47), "--image-size 47"), (dict(load_size=20), "--load-size 20"),
+    (dict(people=0), "--people 0"), (dict(warm_up=.6), "--warm-up 0.6"),
     (dict(epochs=0, steps=0), "--epochs 0"), (dict(weights="w.pt"), "--weights: training"),
     (dict(pairs="true", data="."), "--pairs true"),
 ])
@@ -453,22 +511,29 @@ def test_health_words(tiny):
     assert word(lambda a, b: (a + b) / 2) == "ok"
 
 
-# -------------------------------------------------------------------------------------------------- evaluation
+# ------------------------------------------------------------------------------------------------- evaluation
 
 def test_marks_of_the_truth_are_perfect_and_of_a_copy_are_not(tiny):
     pairs = claims.crossed(tiny, *paper.toy_albums(tiny, True))
-    truth, copy, warped = (claims.marks(tiny, pairs, out) for out in (pairs.truth, pairs.x[:, None].expand_as(pairs.truth), claims.laid(tiny, pairs, true=False)))
-    assert truth["L1"] == truth["dE lips"] == truth["dE shadow"] == truth["dE liner"] == 0 and truth["style match"] == 1
-    assert truth["follows"] == pytest.approx(1, abs=1e-4) and truth["follows liner"] == pytest.approx(1, abs=1e-4)
-    assert copy["outside"] == 0 and copy["dE lips"] > 5 and copy["style match"] <= .5 and copy["follows"] == pytest.approx(0, abs=1e-4)
+    copied = pairs.x[:, None].expand_as(pairs.truth)
+    truth, copy, warped = (claims.marks(tiny, pairs, out)
+                           for out in (pairs.truth, copied, claims.laid(tiny, pairs, true=False)))
+    assert truth["L1"] == truth["dE lips"] == truth["dE shadow"] == truth["dE liner"] == 0
+    assert truth["style match"] == 1
+    assert truth["follows"] == pytest.approx(1, abs=1e-4)
+    assert truth["follows liner"] == pytest.approx(1, abs=1e-4)
+    assert copy["outside"] == 0 and copy["dE lips"] > 5 and copy["style match"] <= .5
+    assert copy["follows"] == pytest.approx(0, abs=1e-4)
     assert warped["follows"] > 0 and warped["style match"] > copy["style match"]
     one_look = claims.marks(tiny, pairs, pairs.truth[:, :1].expand_as(pairs.truth))
     assert one_look["follows"] == pytest.approx(0, abs=1e-4) and one_look["style match"] == .25
     assert one_look["follows liner"] == pytest.approx(0, abs=1e-4)
-    half = claims.marks(tiny, pairs, (pairs.truth + pairs.x[:, None]) / 2)                # (Lab is not linear in RGB, so only nearly 3 / 4)
+    # (Lab is not linear in RGB, so only nearly 3 / 4)
+    half = claims.marks(tiny, pairs, (pairs.truth + pairs.x[:, None]) / 2)
     assert .6 < half["follows"] < .9 and .4 * copy["dE lips"] < half["dE lips"] < .6 * copy["dE lips"]
     assert truth["edges"] == 0 < copy["edges"] and half["edges"] == pytest.approx(copy["edges"] / 2, rel=1e-4)
-    assert claims.marks(tiny, pairs, pairs.truth + .1)["edges"] == pytest.approx(0, abs=1e-6)                                    # a colour cast has no edges
+    cast = claims.marks(tiny, pairs, pairs.truth + .1)
+    assert cast["edges"] == pytest.approx(0, abs=1e-6)                   # a colour cast has no edges
     assert not (pairs.where["shadow"] & pairs.where["liner"]).any()
     opposite = claims.marks(tiny, pairs, (2 * pairs.x[:, None] - pairs.truth).clamp(-1, 1))
     assert opposite["follows"] < 0
@@ -484,23 +549,27 @@ def test_dE_is_the_distance_in_Lab_where_the_lipstick_is(tiny, monkeypatch):
     out = pairs.truth.clone()
     out[0, 0, :, lips] = -1.
     L = rgb_to_lab(torch.stack([pairs.truth[0, 0], out[0, 0]])).diff(dim=0)[0].norm(dim=0)[lips].mean()
-    assert claims.marks(tiny, pairs, out)["dE lips"] == pytest.approx(L.item() / 4, rel=1e-4)             # one of four pictures
+    marks = claims.marks(tiny, pairs, out)
+    assert marks["dE lips"] == pytest.approx(L.item() / 4, rel=1e-4)     # one of four pictures
 
 
 def test_make_up_off_without_any_change(tiny):
     pairs = claims.crossed(tiny, *paper.toy_albums(tiny, True))
     found = claims.make_up_off(tiny, {"face": (lambda x, y: x, lambda x: x)}, pairs)
-    assert found["F(y)"] == pytest.approx(found["y itself"], abs=1e-6) and found["back"] == pytest.approx(0, abs=1e-6) and found["back from noise"] < .001
+    assert found["F(y)"] == pytest.approx(found["y itself"], abs=1e-6)
+    assert found["back"] == pytest.approx(0, abs=1e-6) and found["back from noise"] < .001
 
 
 def test_evaluate_of_parts_and_of_photographs(tiny, tmp_path):
     paper.train(dataclasses.replace(tiny, regions="parts", steps=2))
     rows = claims.evaluate(dataclasses.replace(tiny))["rows"]
-    assert list(rows) == ["G", "copy the bare face", "one look for all", "W, the warped reference", "the truth", "make-up off"]
+    assert list(rows) == ["G", "copy the bare face", "one look for all", "W, the warped reference",
+                          "the truth", "make-up off"]
     assert json.loads((Path(tiny.run) / "evaluation.json").read_text())["rows"] == rows
     cfg = dataclasses.replace(tiny, data=str(mt(tmp_path / "data")), run=str(tmp_path / "photos"), steps=2)
     paper.train(cfg)
-    assert list(claims.evaluate(dataclasses.replace(tiny, run=cfg.run))["rows"]) == ["face: G", "face: W"]     # the run knows its data
+    rows = claims.evaluate(dataclasses.replace(tiny, run=cfg.run))["rows"]                # the run knows its data
+    assert list(rows) == ["face: G", "face: W"]
 
 
 def test_infer_puts_on_and_takes_off(tiny, tmp_path, monkeypatch):
@@ -515,10 +584,12 @@ def test_infer_puts_on_and_takes_off(tiny, tmp_path, monkeypatch):
     paper.infer(tiny, [str(b)], [], True, .5, str(tmp_path / "out"))
     paper.infer(tiny, [str(a)], [str(b)], False, .5, str(tmp_path / "half"))
     before, after = (np.asarray(Image.open(p)).astype(int) for p in (a, tmp_path / "out/a_b.png"))
-    assert after.shape == before.shape and (after - before)[50, 50].min() >= 0 and (after - before)[50, 50].max() > 40
+    changed = (after - before)[50, 50]
+    assert after.shape == before.shape and changed.min() >= 0 and changed.max() > 40
     half = np.asarray(Image.open(tmp_path / "half/a_b.png")).astype(int)
-    assert abs((half - before)[50, 50] * 2 - (after - before)[50, 50]).max() <= 40       # (brighter than white does not go)
-    assert (after[0, 0] == before[0, 0]).all() and (tmp_path / "out/a_b_1.png").exists() and (tmp_path / "out/sheet.png").exists()
+    assert abs((half - before)[50, 50] * 2 - changed).max() <= 40        # (brighter than white does not go)
+    assert (after[0, 0] == before[0, 0]).all()
+    assert (tmp_path / "out/a_b_1.png").exists() and (tmp_path / "out/sheet.png").exists()
     assert Image.open(tmp_path / "out/b_bare.png").size == (70, 90)
     monkeypatch.setattr(paper, "load", lambda cfg: (nets, {"toy": False}))
     with pytest.raises(UserError, match="no landmarks; put a.pts beside it"):
@@ -537,15 +608,21 @@ def test_ablate_runs_every_variant_and_judges(tiny, monkeypatch, capsys):
     in_turn(monkeypatch)
     claims.ablate(dataclasses.replace(tiny, steps=3))
     report = json.loads((Path(tiny.run) / "ablation.json").read_text())
-    assert [c["part"] for c in report["claims"]] == ["style", "D_S", "D_S, mismatched pairs", "removal", "pairs", "regions"] and len(report["runs"]) == 8 * 2
-    assert {"D_S, mean", "W, the warped reference, mean", "the truth, larger pictures, mean", "make-up off: parts, std"} <= report["rows"].keys()
-    assert abs(report["rows"]["one look for all, mean"]["follows"]) < 1e-3 and "removal: lower by 5 per cent in every seed: " in capsys.readouterr().out
-    assert load_checkpoint(Path(tiny.run) / "ablation/parts-0/skin/last.pt")["step"] == 2                          # three steps' pixels
+    claimed = [c["part"] for c in report["claims"]]
+    assert claimed == ["style", "D_S", "D_S, mismatched pairs", "removal", "pairs", "regions"]
+    assert len(report["runs"]) == 8 * 2
+    assert {"D_S, mean", "W, the warped reference, mean", "the truth, larger pictures, mean",
+            "make-up off: parts, std"} <= report["rows"].keys()
+    assert abs(report["rows"]["one look for all, mean"]["follows"]) < 1e-3
+    assert "removal: lower by 5 per cent in every seed: " in capsys.readouterr().out
+    last = load_checkpoint(Path(tiny.run) / "ablation/parts-0/skin/last.pt")
+    assert last["step"] == 2                                             # three steps' pixels
     with pytest.raises(UserError, match="was trained for 3 steps, now 6"):
         claims.ablate(dataclasses.replace(tiny, steps=6))
 
 
-@pytest.mark.skipif("MT_DATA" not in os.environ, reason="MT_DATA names a folder with images/, segs/, makeup.txt and non-makeup.txt")
+@pytest.mark.skipif("MT_DATA" not in os.environ,
+                    reason="MT_DATA names a folder with images/, segs/, makeup.txt and non-makeup.txt")
 def test_the_real_mt_loads_and_trains(tiny):
     cfg = dataclasses.replace(tiny, data=os.environ["MT_DATA"], steps=2)
     paper.train(cfg)

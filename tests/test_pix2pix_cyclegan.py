@@ -453,6 +453,14 @@ def test_authors_discriminators_beside_G_are_loaded(tiny_p, tmp_path):
         paper.fill(paper.build(dataclasses.replace(cfg, patch=1)), saved, path)
 
 
+def test_only_the_authors_layers_may_have_other_names(tiny, trained, tmp_path):
+    saved = load_checkpoint(Path(trained[tiny.model]) / "last.pt")
+    saved["nets"]["G"] = {f"other.{name}": value for name, value in saved["nets"]["G"].items()}
+    torch.save(saved, tmp_path / "last.pt")
+    with pytest.raises(UserError, match="last.pt, G: does not fit this network"):
+        paper.load(dataclasses.replace(tiny, weights=str(tmp_path / "last.pt")))
+
+
 def test_authors_discriminators_of_cyclegan_judge_what_their_generator_makes(tiny_c, tmp_path):
     for k, name in enumerate(("G_A", "G_B", "D_A", "D_B")):
         state = {"model.0.weight": torch.full((4, 3, 1, 1), float(k))}

@@ -16,13 +16,17 @@ def test_the_two_commands_are_there():
 
 
 def test_every_file_that_the_readme_names_exists():
-    for path in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"`((?:tests|notebooks)/[\w./-]+|\w+\.py)`", README):
+    for path in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(
+        r"`((?:tests|notebooks)/[\w./-]+|\w+\.py)`", README
+    ):
         assert (ROOT / path).exists() or (ROOT / "notebooks" / path).exists(), path
 
 
 @pytest.mark.parametrize("script", sorted({m for m in re.findall(r"python (\w+\.py)", README)}))
 def test_every_flag_that_the_readme_names_exists(script):
-    out = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True
+    ).stdout
     for line in re.findall(rf"python {script}[^\n`]*", README):
         for flag in re.findall(r"--[\w-]+", line):
             assert flag in out, f"{script} {flag}"
@@ -35,6 +39,7 @@ def test_the_readme_is_short():
 def test_the_page_of_results_is_made_from_the_reports():
     sys.path.insert(0, str(ROOT / "tests"))
     import results_table
+
     assert (ROOT / "notebooks/results/README.md").read_text() == results_table.page()
 
 

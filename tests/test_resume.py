@@ -1,4 +1,6 @@
-"""kill -9 at any moment: every paper's training goes on, and ends as if nothing had happened. KILLS=20 for more of them."""
+"""kill -9 at any moment: every paper's training goes on, and ends as if nothing had happened. KILLS=20 for
+more of them."""
+
 import contextlib
 import importlib
 import multiprocessing
@@ -54,7 +56,11 @@ def same(a, b):
 
 @pytest.mark.parametrize("paper", test_hostile.TINY)
 def test_a_training_that_is_killed_again_and_again_ends_as_one_that_is_not(processes, tmp_path, cache, paper):
-    settings = test_hostile.TINY[paper] | dict(steps=STEPS, save_every=1, log_every=2, sample_every=STEPS) | (dict(rounds=1) if paper == "iacyclegan" else {})
+    settings = (
+        test_hostile.TINY[paper]
+        | dict(steps=STEPS, save_every=1, log_every=2, sample_every=STEPS)
+        | (dict(rounds=1) if paper == "iacyclegan" else {})
+    )
     argv = ["--train", "--scale", "small", "--run", "run", "--cache", cache, *tiny_flags(settings)]
     for name in ("calm", "rough"):
         (tmp_path / name).mkdir()
@@ -74,17 +80,19 @@ def test_a_training_that_is_killed_again_and_again_ends_as_one_that_is_not(proce
     for step in sorted(moments.choices(range(steps("calm")), k=KILLS)):
         process = begin("rough")
         while steps("rough") <= step and process.is_alive():
-            time.sleep(.01)
-        process.join(moments.uniform(0, .1))
+            time.sleep(0.01)
+        process.join(moments.uniform(0, 0.1))
         killed += process.is_alive()
         process.kill()
         process.join()
-        checkpoints(tmp_path / "rough/run")                              # whole, all of them
+        checkpoints(tmp_path / "rough/run")  # whole, all of them
     process = begin("rough")
     process.join()
     assert process.exitcode == 0 and killed, (tmp_path / "rough/out").read_text()
     assert same(checkpoints(tmp_path / "calm/run"), checkpoints(tmp_path / "rough/run"))
     for log in (tmp_path / "calm/run").rglob("metrics.jsonl"):
-        lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in read_jsonl(p)]
-                 for p in (log, tmp_path / "rough/run" / log.relative_to(tmp_path / "calm/run"))]
+        lines = [
+            [{k: v for k, v in line.items() if k != "seconds"} for line in read_jsonl(p)]
+            for p in (log, tmp_path / "rough/run" / log.relative_to(tmp_path / "calm/run"))
+        ]
         assert lines[0] == lines[1]

@@ -1,4 +1,5 @@
 """A training goes on exactly, whatever interrupts it."""
+
 import json
 import os
 import signal
@@ -16,7 +17,9 @@ import lab.run
 from lab import UserError
 from lab.files import load_checkpoint, read_jsonl
 from lab.machine import resolve_device
-from lab.run import Run, autocast, frozen
+from lab.run import Run, frozen
+
+HERE = Path(__file__).parent
 
 
 @dataclass
@@ -34,7 +37,7 @@ class Numbers:
         return torch.randn(n, 3, generator=self.generator)
 
 
-def descend(cfg, pause=0.):
+def descend(cfg, pause=0.0):
     """A tiny training that uses both random generators; returns its weights."""
     torch.manual_seed(cfg.seed)
     net = nn.Linear(3, cfg.width)
@@ -65,14 +68,18 @@ def test_n_plus_n_steps_are_2n_steps_bit_for_bit(tmp_path):
     assert equal(descend(settings(tmp_path / "b", steps=8)), whole)
     steps = [line["step"] for line in read_jsonl(tmp_path / "b" / "metrics.jsonl")]
     assert steps == list(range(1, 9))
-    assert equal(descend(settings(tmp_path / "b", steps=8)), whole)                  # nothing left to do
+    assert equal(descend(settings(tmp_path / "b", steps=8)), whole)  # nothing left to do
     assert (tmp_path / "a" / "losses.png").exists()
 
 
 def child(folder, pause):
-    code = (f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent)!r}]\n"
-            f"import test_run as t; t.descend(t.settings({str(folder)!r}, steps=60), pause={pause})")
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    code = (
+        f"import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]\n"
+        f"import test_run as t; t.descend(t.settings({str(folder)!r}, steps=60), pause={pause})"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def wait_for(folder, step):
@@ -80,13 +87,13 @@ def wait_for(folder, step):
         lines = read_jsonl(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
         if lines and lines[-1]["step"] >= step:
             return
-        time.sleep(.05)
+        time.sleep(0.05)
     raise AssertionError("the child did not start")
 
 
 def test_killed_run_continues_exactly(tmp_path):
     whole = descend(settings(tmp_path / "a", steps=60))
-    process = child(tmp_path / "b", .05)
+    process = child(tmp_path / "b", 0.05)
     wait_for(tmp_path / "b", 8)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -96,7 +103,7 @@ def test_killed_run_continues_exactly(tmp_path):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_saves_says_how_to_go_on_and_sets_the_exit_code(tmp_path, number, code):
-    process = child(tmp_path / "b", .05)
+    process = child(tmp_path / "b", 0.05)
     wait_for(tmp_path / "b", 4)
     process.send_signal(number)
     out, _ = process.communicate(timeout=60)
@@ -141,7 +148,9 @@ def test_a_log_line_that_was_cut_off_does_not_matter(tmp_path):
     assert [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == list(range(1, 7))
 
 
-@pytest.mark.parametrize("damage", ['{"step": 9}garbage', "null", "[1]", '{"step": "4"}', "\x00\x00", '{"loss": 1}'])
+@pytest.mark.parametrize(
+    "damage", ['{"step": 9}garbage', "null", "[1]", '{"step": "4"}', "\x00\x00", '{"loss": 1}']
+)
 def test_damage_in_a_log_does_not_matter(tmp_path, damage):
     descend(settings(tmp_path, steps=4))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -154,7 +163,9 @@ def test_networks_that_are_not_finite_never_replace_a_checkpoint(tmp_path, monke
     descend(settings(tmp_path, steps=6, stop_after=3))
     sample = Numbers.sample
     monkeypatch.setattr(Numbers, "sample", lambda self, n: sample(self, n) * float("inf"))
-    with pytest.raises(UserError, match="at step 6 the networks hold numbers that are not finite; .* is still that of step 3"):
+    with pytest.raises(
+        UserError, match="at step 6 the networks hold numbers that are not finite; .* is still that of step 3"
+    ):
         descend(settings(tmp_path, steps=6))
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 3
     with pytest.raises(UserError, match="at step 3 .*; no checkpoint was written"):
@@ -163,13 +174,14 @@ def test_networks_that_are_not_finite_never_replace_a_checkpoint(tmp_path, monke
 
 def test_a_checkpoint_in_another_memory_layout_goes_on_exactly(tmp_path):
     """As a GPU leaves it, where networks are channels_last: Adam's moments must follow their parameters."""
+
     def train(steps, layout):
         torch.manual_seed(0)
         net = nn.Conv2d(4, 6, 3).to(memory_format=layout)
         opt = torch.optim.Adam(net.parameters(), 1e-2, fused=True)
         run = Run(settings(tmp_path / str(len(layouts)), steps=steps), Numbers(0), {"G": net}, {"G": opt})
         for _, x in run.batches(2):
-            loss = net(x.mean() + torch.arange(4 * 25.).view(1, 4, 5, 5) / 100).square().mean()
+            loss = net(x.mean() + torch.arange(4 * 25.0).view(1, 4, 5, 5) / 100).square().mean()
             opt.zero_grad()
             loss.backward()
             opt.step()
@@ -196,13 +208,14 @@ def test_the_checkpoint_of_another_paper_is_refused(tmp_path):
 def test_damaged_and_dangerous_checkpoints_are_refused(tmp_path):
     descend(settings(tmp_path, steps=4))
     whole = (tmp_path / "last.pt").read_bytes()
-    (tmp_path / "last.pt").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "last.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="last.pt"):
         descend(settings(tmp_path, steps=8))
 
     class Evil:
         def __reduce__(self):
             return os.system, ("touch " + str(tmp_path / "owned"),)
+
     torch.save({"x": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(UserError, match="evil.pt"):
         load_checkpoint(tmp_path / "evil.pt")
@@ -223,8 +236,9 @@ def test_checkpoints_take_no_more_than_a_fiftieth_of_the_time(tmp_path, monkeypa
 
     def slow(content, path):
         saved.append(content["step"])
-        time.sleep(.3)
+        time.sleep(0.3)
         save(content, path)
+
     monkeypatch.setattr(lab.run, "save_checkpoint", slow)
     descend(settings(tmp_path, steps=30))
     assert saved == [3, 30]

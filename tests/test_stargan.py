@@ -14,13 +14,29 @@ from conftest import blind_judges, in_turn
 from lab import UserError, authors, labels, toyfaces, toysets
 from lab.claims import stargan as claims
 from lab.files import load_checkpoint, load_weights, read_json, read_jsonl
-from lab.images import draw, to_uint8
+from lab.images import to_uint8
 from lab.run import Run, frozen
 from stargan import Config, Discriminator, Generator
 
-TINY = dict(star.SMALL, image_size=32, width=4, residual_blocks=1, d_width=4, d_layers=3, batch_size=4, people=16,
-            studio=2, steps=4, n_critic=2, copy_steps=0, log_every=1, save_every=2, sample_every=2, device="cpu",
-            amp=False)
+TINY = dict(
+    star.SMALL,
+    image_size=32,
+    width=4,
+    residual_blocks=1,
+    d_width=4,
+    d_layers=3,
+    batch_size=4,
+    people=16,
+    studio=2,
+    steps=4,
+    n_critic=2,
+    copy_steps=0,
+    log_every=1,
+    save_every=2,
+    sample_every=2,
+    device="cpu",
+    amp=False,
+)
 
 
 @pytest.fixture
@@ -44,15 +60,18 @@ def grads(*nets):
 # ------------------------------------------------------------------------------------------------------
 # losses
 
+
 def test_loss_adv_D_is_minus_the_difference_of_means():
-    assert star.loss_adv_D(torch.tensor([[3., 1.]]), torch.tensor([[-1.], [2.]])).item() == pytest.approx(.5 - 2.)
+    assert star.loss_adv_D(torch.tensor([[3.0, 1.0]]), torch.tensor([[-1.0], [2.0]])).item() == pytest.approx(
+        0.5 - 2.0
+    )
 
 
 def test_loss_adv_G_falls_when_the_score_rises():
-    score = torch.tensor([[1., 3.]], requires_grad=True)
+    score = torch.tensor([[1.0, 3.0]], requires_grad=True)
     loss = star.loss_adv_G(score)
     loss.backward()
-    assert loss.item() == -2. and (score.grad == -.5).all()
+    assert loss.item() == -2.0 and (score.grad == -0.5).all()
 
 
 class Linear(nn.Module):
@@ -70,10 +89,12 @@ class Linear(nn.Module):
 def test_loss_gp_by_hand_one_norm_a_picture_on_the_sum_of_scores():
     w = torch.zeros(2, 3, 4, 4)
     # the sum's gradient has norm 5
-    w[0, 0, 0, 0], w[1, 1, 2, 2] = 3., 4.
+    w[0, 0, 0, 0], w[1, 1, 2, 2] = 3.0, 4.0
     D = Linear(w)
-    assert star.loss_gp(D, torch.rand(5, 3, 4, 4), torch.rand(5, 3, 4, 4)).item() == pytest.approx(16.)
-    assert star.loss_gp(Linear(w / 5), torch.rand(5, 3, 4, 4), torch.rand(5, 3, 4, 4)).item() == pytest.approx(0., abs=1e-6)
+    assert star.loss_gp(D, torch.rand(5, 3, 4, 4), torch.rand(5, 3, 4, 4)).item() == pytest.approx(16.0)
+    assert star.loss_gp(
+        Linear(w / 5), torch.rand(5, 3, 4, 4), torch.rand(5, 3, 4, 4)
+    ).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_loss_gp_draws_one_alpha_a_picture_and_reaches_D_only():
@@ -82,37 +103,41 @@ def test_loss_gp_draws_one_alpha_a_picture_and_reaches_D_only():
     class Square(nn.Module):
         def __init__(self):
             super().__init__()
-            self.k = nn.Parameter(torch.tensor(1.))
+            self.k = nn.Parameter(torch.tensor(1.0))
 
         def forward(self, x):
             seen.append(x.detach())
-            return (self.k * x ** 2).sum((1, 2, 3)), None
+            return (self.k * x**2).sum((1, 2, 3)), None
+
     D, real, fake = Square(), torch.ones(64, 3, 4, 4), torch.zeros(64, 3, 4, 4, requires_grad=True)
     star.loss_gp(D, real, fake).backward()
     alpha = seen[0]
     # constant in a picture, different between them
     assert (alpha == alpha[:, :1, :1, :1]).all() and len(alpha[:, 0, 0, 0].unique()) == 64
     assert fake.grad is None and D.k.grad.item() != 0
-    assert alpha.min() < .1 and alpha.max() > .9
+    assert alpha.min() < 0.1 and alpha.max() > 0.9
 
 
 def test_loss_cls_real_of_attributes_is_summed_over_attributes_and_divided_by_the_batch():
-    logits, label = torch.tensor([[2., -1.], [0., .5]]), torch.tensor([[1., 0.], [1., 1.]])
+    logits, label = torch.tensor([[2.0, -1.0], [0.0, 0.5]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     p = torch.sigmoid(logits)
     expected = -(label * p.log() + (1 - label) * (1 - p).log()).sum() / 2
     assert star.loss_cls_real(logits, label, False).item() == pytest.approx(expected.item())
 
 
 def test_loss_cls_fake_of_classes_is_softmax():
-    logits, label = torch.tensor([[2., -1., 0.], [0., .5, 1.]]), torch.tensor([[1., 0., 0.], [0., 0., 1.]])
+    logits, label = (
+        torch.tensor([[2.0, -1.0, 0.0], [0.0, 0.5, 1.0]]),
+        torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
+    )
     expected = -(logits.softmax(1) * label).sum(1).log().mean()
     assert star.loss_cls_fake(logits, label, True).item() == pytest.approx(expected.item())
-    assert star.loss_cls_fake(100 * label, label, True).item() == pytest.approx(0.)
+    assert star.loss_cls_fake(100 * label, label, True).item() == pytest.approx(0.0)
 
 
 def test_loss_rec_by_hand():
     a, b = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
-    b[0, 0, 0, 0] = -2.
+    b[0, 0, 0, 0] = -2.0
     assert star.loss_rec(a, b).item() == pytest.approx(2 / 96) and star.loss_rec(b, b) == 0
 
 
@@ -121,7 +146,7 @@ class Add(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.k = nn.Parameter(torch.tensor(1.))
+        self.k = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, x, c):
         return x + self.k * c.mean(1)[:, None, None, None]
@@ -129,18 +154,18 @@ class Add(nn.Module):
 
 def test_loss_triple_compares_two_routes_and_reaches_both():
     G, x = Add(), torch.randn(2, 3, 4, 4)
-    c, c_n = torch.full((2, 5), .3), torch.full((2, 5), .2)
+    c, c_n = torch.full((2, 5), 0.3), torch.full((2, 5), 0.2)
     # .3 + .2 against .2
     loss = star.loss_triple(G(G(x, c), c_n), G(x, c_n))
-    assert loss.item() == pytest.approx(.3)
+    assert loss.item() == pytest.approx(0.3)
     loss.backward()
     # (.3 + .2) - .2: both routes count
-    assert G.k.grad.item() == pytest.approx(.3)
-
+    assert G.k.grad.item() == pytest.approx(0.3)
 
 
 # ------------------------------------------------------------------------------------------------------
 # labels
+
 
 def test_unified_label_with_one_set_is_the_label():
     label = torch.rand(3, 5)
@@ -149,16 +174,24 @@ def test_unified_label_with_one_set_is_the_label():
 
 def test_unified_label_puts_zeros_for_the_unknown_and_a_mask_behind():
     a, b = torch.ones(2, 5), torch.eye(8)[:2]
-    assert star.unified_label(a, 0, (5, 8)).tolist() == [[1.] * 5 + [0.] * 8 + [1., 0.]] * 2
+    assert star.unified_label(a, 0, (5, 8)).tolist() == [[1.0] * 5 + [0.0] * 8 + [1.0, 0.0]] * 2
     joined = star.unified_label(b, 1, (5, 8))
-    assert joined.shape == (2, 15) and torch.equal(joined[:, 5:13], b) and joined[:, :5].sum() == 0 and joined[:, 13:].tolist() == [[0., 1.]] * 2
+    assert (
+        joined.shape == (2, 15)
+        and torch.equal(joined[:, 5:13], b)
+        and joined[:, :5].sum() == 0
+        and joined[:, 13:].tolist() == [[0.0, 1.0]] * 2
+    )
 
 
 def test_targets_set_hair_exclusively_and_flip_the_rest():
     names = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Beard", "Young")
     # black and young; grey with a beard
-    label = torch.tensor([[1., 0., 0., 0., 1.], [0., 0., 0., 1., 0.]])
-    columns = {name: (wanted.tolist(), changes.tolist()) for name, wanted, changes in star.targets(label, names, False)}
+    label = torch.tensor([[1.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0, 0.0]])
+    columns = {
+        name: (wanted.tolist(), changes.tolist())
+        for name, wanted, changes in star.targets(label, names, False)
+    }
     assert columns["Blond_Hair"] == ([[0, 1, 0, 0, 1], [0, 1, 0, 1, 0]], [True, True])
     assert columns["Black_Hair"][1] == [False, True]
     assert columns["Beard"] == ([[1, 0, 0, 1, 1], [0, 0, 0, 0, 0]], [True, True])
@@ -189,28 +222,43 @@ def test_training_targets_are_the_batch_own_labels_in_another_order(tiny, monkey
 
 def test_counterfactual_changes_what_it_says_where_it_says():
     faces = toyfaces.sample(6, 1)
-    on = torch.tensor([1., 0., 1., 0., 1., 0.])
+    on = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 0.0])
     changed = toysets.counterfactual(faces, "Beard", on)
     assert ((changed.beard > 0) == (on > 0)).all() and torch.equal(changed.hair, faces.hair)
-    assert (toysets.counterfactual(faces, "Blond_Hair", on).hair == 1).all() and (toysets.counterfactual(faces, "happy", on).smile == 1).all()
+    assert (toysets.counterfactual(faces, "Blond_Hair", on).hair == 1).all() and (
+        toysets.counterfactual(faces, "happy", on).smile == 1
+    ).all()
 
 
 SETS = [(("Black_Hair", "Blond_Hair", "Brown_Hair", "Beard", "Young"), False), (("angry", "happy"), True)]
 
 
-KNOWN = [torch.tensor([[1., 0., 0., 0., 1.]]), torch.zeros(1, 2)]
+KNOWN = [torch.tensor([[1.0, 0.0, 0.0, 0.0, 1.0]]), torch.zeros(1, 2)]
 
 
-@pytest.mark.parametrize("text, row, d", [("Blond_Hair", [0, 1, 0, 0, 1], 0), ("not-Young", [1, 0, 0, 0, 0], 0),
-                                          ("Beard", [1, 0, 0, 1, 1], 0), ("not-Black_Hair", [0, 0, 0, 0, 1], 0),
-                                          ("happy", [0, 1], 1)])
+@pytest.mark.parametrize(
+    "text, row, d",
+    [
+        ("Blond_Hair", [0, 1, 0, 0, 1], 0),
+        ("not-Young", [1, 0, 0, 0, 0], 0),
+        ("Beard", [1, 0, 0, 1, 1], 0),
+        ("not-Black_Hair", [0, 0, 0, 0, 1], 0),
+        ("happy", [0, 1], 1),
+    ],
+)
 def test_wishes(text, row, d):
     home, wanted = labels.wish(text, KNOWN, SETS)
     assert wanted.tolist() == [row] and home == d and KNOWN[0].tolist() == [[1, 0, 0, 0, 1]]
 
 
-@pytest.mark.parametrize("text, message", [("Green_Hair", "knows Black_Hair"), ("not-Green_Hair", "unknown label"),
-                                           ("not-happy", "exactly one of angry, happy")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("Green_Hair", "knows Black_Hair"),
+        ("not-Green_Hair", "unknown label"),
+        ("not-happy", "exactly one of angry, happy"),
+    ],
+)
 def test_impossible_wishes(text, message):
     with pytest.raises(UserError, match=message):
         labels.wish(text, KNOWN, SETS)
@@ -218,11 +266,12 @@ def test_impossible_wishes(text, message):
 
 def test_a_class_called_not_something_can_be_asked_for():
     sets = [(("not-smiling", "smiling"), True)]
-    assert labels.wish("not-smiling", [torch.tensor([[0., 1.]])], sets)[1].tolist() == [[1, 0]]
+    assert labels.wish("not-smiling", [torch.tensor([[0.0, 1.0]])], sets)[1].tolist() == [[1, 0]]
 
 
 # ----------------------------------------------------------------------------------------------------
 # networks
+
 
 def test_parameter_counts_of_the_authors_networks():
     assert [common.n_parameters(Generator(n)) for n in (5, 8, 15)] == [8_430_528, 8_439_936, 8_461_888]
@@ -245,7 +294,11 @@ def test_discriminator_shapes():
 def test_label_planes_are_seen_through_zero_padding_only():
     """A constant plane adds a constant to each feature map, and instance norm takes it away; only the zeros
     at the border tell."""
-    x, one, other = torch.rand(1, 3, 64, 64) * 2 - 1, torch.tensor([[1., 0., 0., 0., 0.]]), torch.tensor([[0., 1., 0., 1., 1.]])
+    x, one, other = (
+        torch.rand(1, 3, 64, 64) * 2 - 1,
+        torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]]),
+        torch.tensor([[0.0, 1.0, 0.0, 1.0, 1.0]]),
+    )
     change = {}
     for mode in ("zeros", "reflect"):
         torch.manual_seed(0)
@@ -255,7 +308,7 @@ def test_label_planes_are_seen_through_zero_padding_only():
                 layer.padding_mode = mode
         with torch.no_grad():
             change[mode] = (G(x, one) - G(x, other)).abs().max().item()
-    assert change["zeros"] > .01 and change["reflect"] < 1e-4, change
+    assert change["zeros"] > 0.01 and change["reflect"] < 1e-4, change
 
 
 def test_train_and_eval_mode_agree():
@@ -267,24 +320,33 @@ def test_train_and_eval_mode_agree():
         assert torch.equal(a, G.eval()(x, c)) and not [k for k in G.state_dict() if "running" in k]
 
 
-
 def authors_names(G, D):
     """Our weights under the authors' names, with the running statistics that theirs drag along."""
     theirs_G = {k.replace(".body.", ".main."): v for k, v in G.state_dict().items()}
     theirs_G |= {"main.1.running_mean": torch.zeros(4), "main.1.num_batches_tracked": torch.tensor(0)}
     rename = {"trunk.": "main.", "head.": "conv1.", "cls.": "conv2."}
-    return theirs_G, {next(new + k[len(old):] for old, new in rename.items() if k.startswith(old)): v for k, v in D.state_dict().items()}
+    return theirs_G, {
+        next(new + k[len(old) :] for old, new in rename.items() if k.startswith(old)): v
+        for k, v in D.state_dict().items()
+    }
 
 
 def test_authors_key_names_are_mapped():
     G, D = Generator(5, 4, 2), Discriminator(5, 64, 4, 4)
     theirs_G, theirs_D = authors_names(G, D)
-    assert {"main.0.weight", "main.9.main.0.weight"} <= theirs_G.keys() and {"main.0.bias", "conv1.weight", "conv2.weight"} <= theirs_D.keys()
+    assert {"main.0.weight", "main.9.main.0.weight"} <= theirs_G.keys() and {
+        "main.0.bias",
+        "conv1.weight",
+        "conv2.weight",
+    } <= theirs_D.keys()
     load_weights(Generator(5, 4, 2), authors.stargan_G(theirs_G), "theirs")
     load_weights(Discriminator(5, 64, 4, 4), authors.stargan_D(theirs_D), "theirs")
 
 
-@pytest.mark.skipif("PARITY_DATA" not in os.environ, reason="set PARITY_DATA to a folder with the authors' networks as numbers")
+@pytest.mark.skipif(
+    "PARITY_DATA" not in os.environ,
+    reason="set PARITY_DATA to a folder with the authors' networks as numbers",
+)
 def test_outputs_equal_the_authors_networks():
     data = torch.load(Path(os.environ["PARITY_DATA"]) / "official_networks_tiny.pt", weights_only=True)
     theirs, about = data["stargan_G"], data["stargan_G"]["about"]
@@ -303,11 +365,15 @@ def test_outputs_equal_the_authors_networks():
 # --------------------------------------------------------------------------------------------------------
 # data
 
+
 def test_toy_sets_know_nothing_of_each_other(tiny):
     data = star.make_data(dataclasses.replace(tiny, toy="both"))
     (x, attributes), (y, classes) = data.sample(6)
     assert x.shape == y.shape == (6, 3, 32, 32) and data.sizes == (5, 8) and len(data) == 16 + 2 * 8
-    assert data.sets[0].names == ("Black_Hair", "Blond_Hair", "Brown_Hair", "Beard", "Young") and data.sets[1].names == toysets.EXPRESSIONS
+    assert (
+        data.sets[0].names == ("Black_Hair", "Blond_Hair", "Brown_Hair", "Beard", "Young")
+        and data.sets[1].names == toysets.EXPRESSIONS
+    )
     assert (classes.sum(1) == 1).all() and (attributes[:, :3].sum(1) <= 1).all()
     again = star.make_data(dataclasses.replace(tiny, toy="both")).sample(6)
     # the seed decides
@@ -320,11 +386,15 @@ def test_train_and_test_people_differ(tiny):
 
 
 def test_without_walls_nothing_but_the_faces_tells_the_toy_sets_apart(tiny):
-    for walls in (0., 1.):
-        wild, studio = (make(dataclasses.replace(tiny, walls=walls), 8, 5)[1] for make in (toysets.wild, toysets.studio))
+    for walls in (0.0, 1.0):
+        wild, studio = (
+            make(dataclasses.replace(tiny, walls=walls), 8, 5)[1] for make in (toysets.wild, toysets.studio)
+        )
         for name in ("background", "light", "light_strength"):
             a, b = getattr(wild, name), getattr(studio, name)
-            assert torch.allclose(a, a[:1].expand_as(a)) == (walls == 0) and torch.allclose(b, b[:1].expand_as(b))
+            assert torch.allclose(a, a[:1].expand_as(a)) == (walls == 0) and torch.allclose(
+                b, b[:1].expand_as(b)
+            )
             assert torch.allclose(a[:1], b[:1]) == (walls == 0)
 
 
@@ -332,13 +402,18 @@ def test_toy_labels_tell_the_truth(tiny):
     s = star.make_data(tiny).sets[0]
     names = [toyfaces.ATTRIBUTES.index(n) for n in s.names]
     assert torch.equal(s.labels, toyfaces.attributes(s.faces)[:, names])
-    assert ((s.faces.age < .31) | (s.faces.age > .69)).all()
+    assert ((s.faces.age < 0.31) | (s.faces.age > 0.69)).all()
 
 
 def picture(path, size=(178, 218), colour=(120, 90, 60)):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", size, "white")
-    image.paste(colour, (0, (size[1] - size[0]) // 2, size[0], (size[1] + size[0]) // 2) if size[1] > size[0] else (0, 0, *size))
+    image.paste(
+        colour,
+        (0, (size[1] - size[0]) // 2, size[0], (size[1] + size[0]) // 2)
+        if size[1] > size[0]
+        else (0, 0, *size),
+    )
     image.save(path)
 
 
@@ -352,9 +427,15 @@ def celeba(root, n=40, folder="img_align_celeba", csv=False):
         hair = rng.permutation([1, -1, -1])
         rows.append([f"{k + 1:06d}.jpg", "-1", *map(str, hair), *(str(v) for v in rng.choice([-1, 1], 2))])
     if csv:
-        (root / "list_attr_celeba.csv").write_text("\n".join(",".join(row) for row in [["image_id", *NAMES], *rows]))
+        (root / "list_attr_celeba.csv").write_text(
+            "\n".join(",".join(row) for row in [["image_id", *NAMES], *rows])
+        )
     else:
-        (root / "list_attr_celeba.txt").write_text(f"{n}\n{' '.join(NAMES)} \n" + "\n".join(row[0] + "  " + "  ".join(row[1:]) for row in rows) + "\n")
+        (root / "list_attr_celeba.txt").write_text(
+            f"{n}\n{' '.join(NAMES)} \n"
+            + "\n".join(row[0] + "  " + "  ".join(row[1:]) for row in rows)
+            + "\n"
+        )
     return root, {row[0]: row[1:] for row in rows}
 
 
@@ -363,14 +444,18 @@ def test_celeba_as_distributed(tiny, tmp_path, folder, csv):
     root, rows = celeba(tmp_path / "Celeb A 脸", folder=folder, csv=csv)
     cfg = dataclasses.replace(tiny, data=(str(root),))
     found = star.scan(cfg)
-    assert len(found["images"]) == 40 and sum(found["test"]) == 4 and found["names"] == Config.attributes and not found["exclusive"]
+    assert (
+        len(found["images"]) == 40
+        and sum(found["test"]) == 4
+        and found["names"] == Config.attributes
+        and not found["exclusive"]
+    )
     for path, label in zip(found["images"], found["labels"], strict=True):
         assert label == [float(rows[path.name][NAMES.index(name)] == "1") for name in found["names"]]
     s = star.make_data(cfg).sets[0]
     assert len(s.labels) == 36 and s.images.shape[1:] == (3, 32, 32)
     # the white above and below is cut off
     assert not (s.images[:, :, 0] == 255).all(1).any()
-
 
 
 def test_pictures_with_two_hair_colours_are_left_out(tiny, tmp_path):
@@ -386,6 +471,7 @@ def test_pictures_with_two_hair_colours_are_left_out(tiny, tmp_path):
 def test_the_authors_split(tiny, tmp_path):
     """Python's shuffle of the rows with seed 1234; the first ones are the test set."""
     import random
+
     root, rows = celeba(tmp_path / "c")
     names = list(rows)
     random.Random(1234).shuffle(names)
@@ -404,8 +490,15 @@ def classes(root, split=True, n=10):
 @pytest.mark.parametrize("split, held_out", [(True, 30), (False, 3)])
 def test_class_folders(tiny, tmp_path, split, held_out):
     found = star.scan(dataclasses.replace(tiny, data=(str(classes(tmp_path / "faces", split)),)))
-    assert found["names"] == ("angry", "happy", "neutral") and found["exclusive"] and sum(found["test"]) == held_out
-    assert all(found["names"][label.index(1.)] == path.parent.name for path, label in zip(found["images"], found["labels"], strict=True))
+    assert (
+        found["names"] == ("angry", "happy", "neutral")
+        and found["exclusive"]
+        and sum(found["test"]) == held_out
+    )
+    assert all(
+        found["names"][label.index(1.0)] == path.parent.name
+        for path, label in zip(found["images"], found["labels"], strict=True)
+    )
 
 
 def test_some_classes_only(tiny, tmp_path):
@@ -419,23 +512,45 @@ def test_rafds_own_names(tiny, tmp_path):
     for who in (1, 2, 10):
         for angle in ("000", "045", "090", "135"):
             for name in ("angry", "happy"):
-                picture(tmp_path / "rafd" / f"Rafd{angle}_{who:02d}_Caucasian_female_{name}_frontal.jpg", (64, 64))
+                picture(
+                    tmp_path / "rafd" / f"Rafd{angle}_{who:02d}_Caucasian_female_{name}_frontal.jpg", (64, 64)
+                )
     found = star.scan(dataclasses.replace(tiny, data=(str(tmp_path / "rafd"),)))
     assert len(found["images"]) == 18 and found["names"] == ("angry", "happy") and sum(found["test"]) == 6
     assert all("_10_" in p.name for p, t in zip(found["images"], found["test"], strict=True) if t)
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda rows, pictures: rows.write_text("2\nBlack_Hair Male\n000001.jpg 1 1\n"), "--attributes Blond_Hair.*has Black_Hair, Male"),
-    (lambda rows, pictures: rows.write_text(rows.read_text().replace("000003.jpg", "000003.jpg 1")), "000003.jpg has 7 values"),
-    (lambda rows, pictures: (pictures / "000005.jpg").unlink(), "000005.jpg is not among"),
-    (lambda rows, pictures: (pictures / "000006.jpg").write_bytes((pictures / "000006.jpg").read_bytes()[:200]), "000006.jpg: not a readable"),
-    (lambda rows, pictures: pictures.rename(pictures.parent / "elsewhere"), "expected them in"),
-    (lambda rows, pictures: rows.unlink(), "only one folder of pictures.*list_attr_celeba.txt"),
-    (lambda rows, pictures: rows.write_bytes(b"\xff\xfe\x00" * 50), "--attributes Black_Hair"),
-    (lambda rows, pictures: rows.write_text("".join(rows.read_text().splitlines(True)[:30])), "its first line says 40 pictures, 28 follow"),
-    (lambda rows, pictures: rows.write_text(rows.read_text().replace("000009.jpg", "000008.jpg")), "000008.jpg has two lines"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (
+            lambda rows, pictures: rows.write_text("2\nBlack_Hair Male\n000001.jpg 1 1\n"),
+            "--attributes Blond_Hair.*has Black_Hair, Male",
+        ),
+        (
+            lambda rows, pictures: rows.write_text(rows.read_text().replace("000003.jpg", "000003.jpg 1")),
+            "000003.jpg has 7 values",
+        ),
+        (lambda rows, pictures: (pictures / "000005.jpg").unlink(), "000005.jpg is not among"),
+        (
+            lambda rows, pictures: (pictures / "000006.jpg").write_bytes(
+                (pictures / "000006.jpg").read_bytes()[:200]
+            ),
+            "000006.jpg: not a readable",
+        ),
+        (lambda rows, pictures: pictures.rename(pictures.parent / "elsewhere"), "expected them in"),
+        (lambda rows, pictures: rows.unlink(), "only one folder of pictures.*list_attr_celeba.txt"),
+        (lambda rows, pictures: rows.write_bytes(b"\xff\xfe\x00" * 50), "--attributes Black_Hair"),
+        (
+            lambda rows, pictures: rows.write_text("".join(rows.read_text().splitlines(True)[:30])),
+            "its first line says 40 pictures, 28 follow",
+        ),
+        (
+            lambda rows, pictures: rows.write_text(rows.read_text().replace("000009.jpg", "000008.jpg")),
+            "000008.jpg has two lines",
+        ),
+    ],
+)
 def test_spoilt_data_gives_one_error_before_anything_is_written(tiny, tmp_path, spoil, message):
     root, _ = celeba(tmp_path / "c")
     spoil(root / "list_attr_celeba.txt", root / "img_align_celeba")
@@ -457,7 +572,9 @@ def test_two_real_sets_train_jointly_and_are_evaluated(tiny, tmp_path):
     G = star.train(cfg)
     assert G.main[0].in_channels == 3 + 5 + 3 + 2
     result = claims.evaluate(cfg)
-    assert {"Blond_Hair", "happy", "across: angry", "across: all targets (angry happy ...)"} <= result["rows"].keys() and "back" in result["rows"]["happy"]
+    assert {"Blond_Hair", "happy", "across: angry", "across: all targets (angry happy ...)"} <= result[
+        "rows"
+    ].keys() and "back" in result["rows"]["happy"]
     with pytest.raises(UserError, match="trained on 2 data sets.*in the same order"):
         claims.evaluate(dataclasses.replace(cfg, data=cfg.data[:1]))
     with pytest.raises(UserError, match="both have the label"):
@@ -469,20 +586,30 @@ def test_two_real_sets_train_jointly_and_are_evaluated(tiny, tmp_path):
 # -------------------------------------------------------------------------------------------------- the
 # training
 
+
 def test_gradients_reach_exactly_the_networks_they_should(tiny):
     data = star.make_data(tiny)
     G, D = star.build(tiny, data.sizes)
     x, label = data.sample(4)[0]
     c = label.flip(0)
     fake = G(x, c)
-    for loss in (star.loss_adv_D(D(x)[0], D(fake.detach())[0]), star.loss_gp(D, x, fake), star.loss_cls_real(D(x)[1], label, False)):
+    for loss in (
+        star.loss_adv_D(D(x)[0], D(fake.detach())[0]),
+        star.loss_gp(D, x, fake),
+        star.loss_cls_real(D(x)[1], label, False),
+    ):
         D.zero_grad()
         loss.backward()
         assert grads(D) > 0 and grads(G) == 0
     D.zero_grad()
     with frozen(D):
         src, cls = D(fake)
-        for loss in (star.loss_adv_G(src), star.loss_cls_fake(cls, c, False), star.loss_rec(x, G(fake, label)), star.loss_triple(G(fake, label), G(x, label))):
+        for loss in (
+            star.loss_adv_G(src),
+            star.loss_cls_fake(cls, c, False),
+            star.loss_rec(x, G(fake, label)),
+            star.loss_triple(G(fake, label), G(x, label)),
+        ):
             G.zero_grad()
             loss.backward(retain_graph=True)
             assert grads(G) > 0 and grads(D) == 0
@@ -492,17 +619,23 @@ def test_Ds_class_head_learns_from_real_pictures_only(tiny, monkeypatch):
     """Whatever G paints, the first step leaves the class head with the same weights."""
     heads = []
     forward = Generator.forward
-    for k in (1., -1.):
+    for k in (1.0, -1.0):
+
         def paint(self, x, c, k=k):
             return forward(self, x, c) * 0 + k
+
         monkeypatch.setattr(Generator, "forward", paint)
-        cfg = dataclasses.replace(tiny, lambda_gp=0., stop_after=1, run=f"{tiny.run}{k}")
+        cfg = dataclasses.replace(tiny, lambda_gp=0.0, stop_after=1, run=f"{tiny.run}{k}")
         star.train(cfg)
         saved = load_checkpoint(Path(cfg.run) / "last.pt")["nets"]["D"]
         heads.append((saved["cls.weight"], saved["head.weight"]))
     monkeypatch.undo()
     start = Discriminator(5, 32, 4, 3).state_dict()["cls.weight"]
-    assert heads[0][0].shape == start.shape and torch.equal(heads[0][0], heads[1][0]) and not torch.equal(heads[0][1], heads[1][1])
+    assert (
+        heads[0][0].shape == start.shape
+        and torch.equal(heads[0][0], heads[1][0])
+        and not torch.equal(heads[0][1], heads[1][1])
+    )
 
 
 @pytest.fixture
@@ -514,6 +647,7 @@ def updates(monkeypatch):
         init(self, *args, **kwargs)
         for name, optimiser in self.opts.items():
             optimiser.register_step_post_hook(lambda *_, name=name: calls.append(name))
+
     monkeypatch.setattr(Run, "__init__", noted)
     return calls
 
@@ -545,7 +679,10 @@ def test_learning_rate_falls_to_zero_after_the_last_step(tiny):
     assert saved["about"] == [[["Black_Hair", "Blond_Hair", "Brown_Hair", "Beard", "Young"], False]]
 
 
-@pytest.mark.parametrize("change", [{}, {"toy": "both"}, {"lambda_triple": 10., "copy_steps": 3}, {"toy": "expressions", "amp": True}])
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"toy": "both"}, {"lambda_triple": 10.0, "copy_steps": 3}, {"toy": "expressions", "amp": True}],
+)
 def test_n_plus_n_steps_are_2n_steps(tiny, tmp_path, change):
     tiny = dataclasses.replace(tiny, log_every=4, sample_every=4)
     whole = star.train(dataclasses.replace(tiny, run=str(tmp_path / "a"), **change)).state_dict()
@@ -576,8 +713,8 @@ def test_a_training_runs_on_cuda_and_cpu(tiny, device):
 
 def test_health_words(tiny):
     held_out = star.make_data(tiny, test=True)
-    shown, planes = star.fixed_batch(held_out), torch.arange(1., 6) / 10
-    good = lambda x, c: x + (c @ planes)[:, None, None, None]                                  # noqa: E731
+    shown, planes = star.fixed_batch(held_out), torch.arange(1.0, 6) / 10
+    good = lambda x, c: x + (c @ planes)[:, None, None, None]  # noqa: E731
     assert star.health(lambda x, c: x, shown)["health"] == "copying"
     assert star.health(lambda x, c: -x, shown)["health"] == "label-ignored"
     found = star.health(good, shown)
@@ -591,29 +728,42 @@ def test_health_words(tiny):
 # --------------------------------------------------------------------------------------- evaluation,
 # inference
 
+
 def test_evaluate_of_a_copy_is_as_bad_as_copying(tiny, monkeypatch):
     star.train(dataclasses.replace(tiny, steps=1))
     monkeypatch.setattr(Generator, "forward", lambda self, x, c: x)
     result = claims.evaluate(tiny)
     rows = result["rows"]
-    assert rows["all targets"] == pytest.approx(rows["copy the input"]) and rows["the true pictures"]["L1"] == 0
+    assert (
+        rows["all targets"] == pytest.approx(rows["copy the input"]) and rows["the true pictures"]["L1"] == 0
+    )
     assert rows["all targets"]["L1 outside"] == 0 and rows["all targets"]["identity"] == pytest.approx(1)
     assert {"Blond_Hair", "Young"} <= rows.keys() and (Path(tiny.run) / "evaluation.json").exists()
 
 
 def test_measure_with_the_wrong_mask_flips_the_mask_and_nothing_else(tiny):
     data, seen = star.make_data(dataclasses.replace(tiny, toy="both"), test=True), []
-    jury = ((lambda x: x.mean((2, 3)), 1.), [(lambda x: x.mean((2, 3)), ("a",), 0.),
-                                             (lambda x: x.mean((2, 3)).repeat(1, 3), toysets.EXPRESSIONS, 0.)])
+    jury = (
+        (lambda x: x.mean((2, 3)), 1.0),
+        [
+            (lambda x: x.mean((2, 3)), ("a",), 0.0),
+            (lambda x: x.mean((2, 3)).repeat(1, 3), toysets.EXPRESSIONS, 0.0),
+        ],
+    )
 
     def G(x, c):
         seen.append(c)
         return x
+
     right = claims.measure(tiny, G, data, jury, 0, 1)
     wrong = claims.measure(tiny, G, data, jury, 0, 1, wrong_mask=True)
     half = len(seen) // 2
     for a, b in zip(seen[:half], seen[half:], strict=True):
-        assert torch.equal(a[:, :13], b[:, :13]) and a[0, 13:].tolist() == [0, 1] and b[0, 13:].tolist() == [1, 0]
+        assert (
+            torch.equal(a[:, :13], b[:, :13])
+            and a[0, 13:].tolist() == [0, 1]
+            and b[0, 13:].tolist() == [1, 0]
+        )
     assert right == wrong and set(right["truth"]) == set(toysets.EXPRESSIONS)
 
 
@@ -626,9 +776,13 @@ def test_a_pair_is_read_by_the_reader_of_all_expressions(tiny):
     def always(name):
         def reader(x):
             return torch.eye(8)[[toysets.EXPRESSIONS.index(name)] * len(x)]
+
         return reader
-    for name, error in (("happy", 0.), ("sad", 1.)):
-        found = claims.measure(cfg, lambda x, c: x, data, ((lambda x: x.mean((2, 3)), 1.), [(always(name), names, 0.)]), 0, 0)
+
+    for name, error in (("happy", 0.0), ("sad", 1.0)):
+        found = claims.measure(
+            cfg, lambda x, c: x, data, ((lambda x: x.mean((2, 3)), 1.0), [(always(name), names, 0.0)]), 0, 0
+        )
         # from neutral, to the other
         assert found["G"].keys() == {"happy"} and found["G"]["happy"]["error"] == error
 
@@ -640,7 +794,7 @@ def test_the_classifier_learns(tiny, monkeypatch):
     cfg = dataclasses.replace(tiny, attributes=("Black_Hair", "Blond_Hair"))
     net, names, error = claims.classifier(cfg, star.make_data(cfg, test=True), 0)
     # a third have each colour
-    assert error < .25 and not net.training and names == cfg.attributes
+    assert error < 0.25 and not net.training and names == cfg.attributes
     # from the cache
     assert claims.classifier(cfg, star.make_data(cfg, test=True), 0)[2] == error
 
@@ -650,19 +804,23 @@ def test_progressive_compares_with_the_true_person(tiny, monkeypatch):
     data = star.make_data(dataclasses.replace(tiny, attributes=("Beard",)), test=True)
     # there and back: the person as before
     found = claims.progressive(tiny, lambda x, c: x, data, passes=2)
-    assert found["direct"] == pytest.approx(0, abs=.01) and found["excess"] == pytest.approx(0, abs=1e-7)
-    assert claims.progressive(tiny, lambda x, c: x, data, passes=1)["direct"] > .003
+    assert found["direct"] == pytest.approx(0, abs=0.01) and found["excess"] == pytest.approx(0, abs=1e-7)
+    assert claims.progressive(tiny, lambda x, c: x, data, passes=1)["direct"] > 0.003
 
 
 def photo(folder, name="me.png", mode="RGB", size=(90, 70)):
-    Image.fromarray(to_uint8(toyfaces.render(toyfaces.sample(1, 3), 96))[0].permute(1, 2, 0).numpy()).convert(mode).resize(size).save(folder / name)
+    Image.fromarray(to_uint8(toyfaces.render(toyfaces.sample(1, 3), 96))[0].permute(1, 2, 0).numpy()).convert(
+        mode
+    ).resize(size).save(folder / name)
     return str(folder / name)
 
 
 def test_infer_on_any_photo(tiny, tmp_path, capsys):
     star.train(tiny)
     for mode in ("RGB", "L", "RGBA"):
-        star.infer(tiny, [photo(tmp_path, mode=mode)], ["Blond_Hair", "not-Young"], None, str(tmp_path / "out"))
+        star.infer(
+            tiny, [photo(tmp_path, mode=mode)], ["Blond_Hair", "not-Young"], None, str(tmp_path / "out")
+        )
         with Image.open(tmp_path / "out" / "me.png") as sheet:
             assert sheet.width == 4 * (32 + 2) * 4
         out = capsys.readouterr().out
@@ -671,7 +829,10 @@ def test_infer_on_any_photo(tiny, tmp_path, capsys):
     assert "given as Black_Hair Young" in capsys.readouterr().out
     star.infer(tiny, [photo(tmp_path)], None, [], str(tmp_path / "out"))
     assert "none of the labels" in capsys.readouterr().out
-    for source, message in ((["Green_Hair"], "--source Green_Hair: unknown"), (["Black_Hair", "Blond_Hair"], "only one of")):
+    for source, message in (
+        (["Green_Hair"], "--source Green_Hair: unknown"),
+        (["Black_Hair", "Blond_Hair"], "only one of"),
+    ):
         with pytest.raises(UserError, match=message):
             star.infer(tiny, [photo(tmp_path)], None, source, str(tmp_path / "out"))
 
@@ -689,7 +850,13 @@ def test_infer_with_the_authors_weights(tiny, tmp_path, capsys, size, width):
     out = capsys.readouterr().out
     assert "read by D as" in out and f"resized to {size}" in out
     with pytest.raises(UserError, match="a generator of 5 labels; give their names"):
-        star.infer(dataclasses.replace(cfg, attributes=("Male",)), [photo(tmp_path)], None, None, str(tmp_path / "out"))
+        star.infer(
+            dataclasses.replace(cfg, attributes=("Male",)),
+            [photo(tmp_path)],
+            None,
+            None,
+            str(tmp_path / "out"),
+        )
 
 
 @pytest.mark.slow
@@ -700,24 +867,40 @@ def test_ablate_runs_every_part_and_judges(tiny, monkeypatch, capsys):
     pairs = ("studio alone", "pair neutral-happy", "pair neutral-sad")
     few = {k: v for k, v in claims.PARTS["pairwise"].items() if k in pairs}
     monkeypatch.setattr(claims, "PARTS", claims.PARTS | {"pairwise": few})
-    reader = lambda x: x.mean((2, 3)).repeat(1, 3)[:, :8]                                       # noqa: E731
-    readers = {"attributes": (lambda x: reader(x)[:, :5], Config.attributes, .5), "expressions": (reader, toysets.EXPRESSIONS, .5)}
+    reader = lambda x: x.mean((2, 3)).repeat(1, 3)[:, :8]  # noqa: E731
+    readers = {
+        "attributes": (lambda x: reader(x)[:, :5], Config.attributes, 0.5),
+        "expressions": (reader, toysets.EXPRESSIONS, 0.5),
+    }
 
     def judges_of(cfg, data):
         kinds = ["expressions" if s.exclusive else "attributes" for s in data.sets]
-        return (lambda x: x.mean((2, 3)), 1.), [readers[kind] for kind in kinds]
+        return (lambda x: x.mean((2, 3)), 1.0), [readers[kind] for kind in kinds]
+
     monkeypatch.setattr(claims, "judges_of", judges_of)
     monkeypatch.setattr(Run, "plot", lambda self: None)
     # what --toy says does not matter
     tiny = dataclasses.replace(tiny, toy="both", log_every=4, save_every=4, sample_every=4)
     claims.ablate(tiny)
     result = read_json(Path(tiny.run) / "ablation.json")
-    assert result["verdict"] in ("reproduced", "partly reproduced", "not reproduced") and len(result["claims"]) == 5 and len(result["criteria"]) == 10
-    assert {"across: joint, wrong mask, mean", "one for each of seven pairs, std", "without reconstruction, mean",
-            "five edits, with triple, mean"} <= result["rows"].keys()
+    assert (
+        result["verdict"] in ("reproduced", "partly reproduced", "not reproduced")
+        and len(result["claims"]) == 5
+        and len(result["criteria"]) == 10
+    )
+    assert {
+        "across: joint, wrong mask, mean",
+        "one for each of seven pairs, std",
+        "without reconstruction, mean",
+        "five edits, with triple, mean",
+    } <= result["rows"].keys()
     # all done: only measured again
     claims.ablate(dataclasses.replace(tiny, part="joint"))
     again = read_json(Path(tiny.run) / "ablation_joint.json")
-    assert len(again["claims"]) == 1 and again["rows"].items() <= result["rows"].items() and (Path(tiny.run) / "ablation.png").exists()
+    assert (
+        len(again["claims"]) == 1
+        and again["rows"].items() <= result["rows"].items()
+        and (Path(tiny.run) / "ablation.png").exists()
+    )
     with pytest.raises(UserError, match="was trained for 4 steps, now 6"):
         claims.ablate(dataclasses.replace(tiny, part="joint", steps=6))

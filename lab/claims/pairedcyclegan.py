@@ -1,5 +1,4 @@
-"""PairedCycleGAN's claims: whose make-up is worn, in which colours, and what happens to the rest of the
-face."""
+"""PairedCycleGAN's claims: whose make-up is worn, in which colours, and what happens to the rest of it."""
 import dataclasses
 
 import numpy as np
@@ -144,8 +143,7 @@ def make_up_off(cfg, nets, pairs):
 
 
 def measure(cfg, nets, bare, made):
-    """{row: {measure: number}} of a trained model on held-out toy people, and of baselines. See
-    `evaluate`."""
+    """{row: {measure: number}} of a trained model on held-out people, and of baselines. See `evaluate`."""
     pairs = crossed(cfg, bare, made)
     pictures = {"G": drawn(cfg, nets, pairs), "copy the bare face": pairs.x[:, None].expand_as(pairs.truth),
                 "one look for all": pairs.truth.mean(1, keepdim=True).expand_as(pairs.truth),
@@ -157,15 +155,13 @@ def measure(cfg, nets, bare, made):
 
 @torch.no_grad()
 def measure_photographs(cfg, nets, bare, made):
-    """Photographs have no truth: how much G changes, and how that differs from reference to reference; W's
-    too."""
+    """Photographs have no truth: {row: how much G, and W, change; how that differs by the reference}."""
     rows = {}
     for region, (G, _) in nets.items():
-        shown = paper.fixed_batch(paper.Pairs(cfg, bare, made, region), SOURCES, REFERENCES)
-        x = shown.x[:, None]
-        for name, out in (("G", paper.all_pairs(G, shown.x, shown.y)), ("W", shown.truth)):
+        x, y, w, _ = paper.fixed_batch(paper.Pairs(cfg, bare, made, region), SOURCES, REFERENCES)
+        for name, out in (("G", paper.all_pairs(G, x, y)), ("W", w)):
             spread = (out - out.mean(1, keepdim=True)).abs().mean() / 2
-            change = (out - x).abs().mean() / 2
+            change = (out - x[:, None]).abs().mean() / 2
             rows[f"{region}: {name}"] = {"change": change.item(), "spread": spread.item()}
     return rows
 
@@ -173,17 +169,20 @@ def measure_photographs(cfg, nets, bare, made):
 def evaluate(cfg):
     """Transfers between people never trained on, against the truth. Writes evaluation.json.
 
-    L1 (0 ... 1) and dE: the distance to the true result; dE is CIE76's in Lab, where the true lipstick, eye
-    shadow, blush or liner is (shadow: where no liner is). follows: R^2 of the mean colours there, apart from
-    their mean over the references, source by source: 1 follows each reference, .75 by half, 0 one look for
-    all; of lips, shadow and blush, and of the liner. edges: L1 of the differences from pixel to pixel to the
-    true ones, where the true liner is. outside: L1 to the bare face where the true make-up changes nothing.
-    style match: how often the result is nearer (L1) to the truth for its own reference than to those for the
-    others. identity: cosine to the bare face, by an independent judge: 1 for a copy, less for the truth. Rows
-    beside G: the bare face; the mean of the true results of each face, about the best that a G without
-    reference can do; W; the truth, cut to the networks' square and laid back. make-up off: L1 of F(y) and of
-    y itself to the true bare face where y wears make-up, of F(y) also beside it; back: L1 of F(G(x, y)) to x,
-    also with noise of 2/255 in between (to x with that noise).
+    L1           distance to the true result, 0 ... 1
+    dE           the same in Lab (CIE76), where the true lipstick, eye shadow, blush or liner is (shadow: where
+                 no liner is)
+    follows      R^2 of the mean colours there, apart from their mean over the references, source by source: 1
+                 follows each reference, .75 by half, 0 one look for all; of lips, shadow, blush, and of liner
+    edges        L1 of the differences from pixel to pixel to the true ones, where the true liner is
+    outside      L1 to the bare face, where the true make-up changes nothing
+    style match  how often a result is nearer (L1) to the truth for its own reference than to the others
+    identity     cosine to the bare face, by an independent judge: 1 for a copy, less for the truth
+    Rows beside G: the bare face; the mean of the true results of each face, about the best that a G without
+    reference can do; W; the truth, cut to the networks' square and laid back.
+    make-up off  L1 of F(y) and of y itself to the true bare face, where y wears make-up; of F(y) also beside
+    back         L1 of F(G(x, y)) to x, also with noise of 2/255 in between (to x with that noise)
+    Photographs have no truth: see measure_photographs.
     """
     nets, _ = paper.load(cfg)
     bare, made = paper.photographs(cfg, True) if cfg.data else paper.toy_albums(cfg, True)
@@ -216,8 +215,7 @@ PAPERS, OURS, NEITHER, WITHOUT = "D_S", "D_S, mismatched pairs", "neither [L_S] 
 
 
 def ablation_run(cfg):
-    """One training of the ablation and its measures (in a process of its own on a CPU): {"row: measure":
-    number}."""
+    """One training and its measures (on a CPU in a process of its own): {"row: measure": number}."""
     paper.train(cfg)
     nets, _ = paper.load(one := dataclasses.replace(cfg))
     rows = measure(one, nets, *paper.toy_albums(one, True))
@@ -225,10 +223,8 @@ def ablation_run(cfg):
 
 
 def jobs_of(cfg, parts, folder):
-    """{(name, seed): Config} of the trainings; those of regions have larger pictures, and as many pixels in
-    all."""
-    # mismatched pairs need another reference
-    batch_size = max(2, cfg.batch_size)
+    """{(name, seed): Config} of the trainings; those of regions: larger pictures, as many pixels in all."""
+    batch_size = max(2, cfg.batch_size)                             # mismatched pairs need another reference
     steps = cfg.steps or cfg.epochs * -(-cfg.people // batch_size)
     base = dataclasses.replace(cfg, fresh=False, part="all", regions="face", pairs="warp", log_every=250,
                                sample_every=1000, batch_size=batch_size, steps=steps)
@@ -247,27 +243,21 @@ def jobs_of(cfg, parts, folder):
 
 
 def ablate(cfg):
-    """The paper's claims, on toy faces, three seeds; --part picks one. The thresholds were set before
-    running.
+    """The paper's claims, on toy faces, three seeds; --part picks one. Thresholds were set before running.
 
     style    follows: at least .7 with D_S and mismatched pairs, and at most .3 with neither [L_S] nor D_S. dE
-    (mean of
-             lips, shadow, blush) at least 30 % below that with neither, and in every seed below that of one
-             look for all.
+             (mean of lips, shadow, blush) at least 30 % below that with neither, and in every seed below that
+             of one look for all.
     D_S      with D_S as in the paper, and again with mismatched pairs: dE at least 5 % lower than without D_S
-    in every
-             seed, while outside is not worse by more than 5 % and identity within .02 of the truth's; style
-             match higher in every seed, by 10 points in the mean; edges at least 10 % nearer in the mean; the
-             person better kept than by W: outside lower, identity higher in the mean.
+             in every seed, while outside is not worse by more than 5 % and identity within .02 of the truth's;
+             style match higher in every seed, by 10 points in the mean; edges at least 10 % nearer in the
+             mean; the person better kept than by W: outside lower, identity higher in the mean.
     removal  error of F(y) where y wears make-up: with [L_S] at least 5 % lower in every seed than without
-    (both with
-             D_S and mismatched pairs).
+             (both with D_S and mismatched pairs).
     pairs    D_S taught by warped references: dE in the mean at most 10 % above that with D_S taught by the
-    true
-             results, which only toy faces have; that one below one look for all.
+             true results, which only toy faces have; that one below one look for all.
     regions  dE of parts (three networks, as many pixels in all) at least 5 % below that of the whole face in
-    every
-             seed; both of larger pictures.
+             every seed; both of larger pictures.
 
     Writes ablation.json, or ablation_<part>.json, and a .png beside it. An interrupted ablation continues.
     """
@@ -279,10 +269,10 @@ def ablate(cfg):
         paper.toy_albums(one), paper.toy_albums(one, True)             # before the processes all draw them
         judges.judge("identity", paper.load_size(one), 2, cfg.device, cfg.cache)
     study.run(ablation_run, cfg.device)
-    names = list(dict.fromkeys(name for name, _ in jobs))
-    rows_of(study, names)
+    rows_of(study, list(dict.fromkeys(name for name, _ in jobs)))
+    claim = dict(style=claim_style, removal=claim_removal, pairs=claim_pairs, regions=claim_regions)
     for part in parts:
-        globals()[f"claim_{part}"](study)
+        claim[part](study)
     study.write(cfg)
 
 
@@ -309,6 +299,7 @@ def rows_of(study, names):
 
 
 def claim_style(study):
+    """Claims "style" and "D_S", the latter once as in the paper and once with mismatched pairs."""
     mine, its = values(study, OURS, "follows"), values(study, NEITHER, "follows")
     below_one_look = (dE(study, OURS) < dE(study, OURS, "one look for all")).all()
     study.claim("style", "colours that follow the reference (R^2): with neither [L_S] nor D_S, with both and "
