@@ -57,7 +57,8 @@ from lab.files import load_weights, out_folder, read_checkpoint, reads_checkpoin
 from lab.formats import landmarks as formats
 from lab.images import draw, draw_points, grid, open_image, to_tensor, write_gif
 from lab.machine import resolve_device
-from lab.run import Run, Settings, autocast, choice, frozen, require, restore_config, to_device
+from lab.run import (Run, Settings, autocast, choice, frozen, logged, require, restore_config,
+                     to_device)
 
 
 @dataclass
@@ -429,7 +430,7 @@ def train(cfg):
         opt_D.zero_grad()
         L_D.backward()
         opt_D.step()
-        losses |= numbers(D=L_D)
+        losses |= logged(D=L_D)
 
         # 2. G: fool D, meet the true picture, come back, let two routes meet, stay the same person
         if step % cfg.d_steps == 0:
@@ -459,18 +460,13 @@ def train(cfg):
             opt_G.zero_grad()
             L_G.backward()
             opt_G.step()
-            losses |= numbers(adv=L_adv, pix=L_pix, self=L_self, triple=L_triple, id=L_id, pp=L_pp, tv=L_tv)
+            losses |= logged(adv=L_adv, pix=L_pix, self=L_self, triple=L_triple, id=L_id, pp=L_pp, tv=L_tv)
 
         if run.logs(step):
             run.log(step, **health(G, D, shown), **losses)
         if run.samples(step):
             run.sample(step, sample_grid(G, shown))
     return G
-
-
-def numbers(**losses):
-    """Losses for the log, without their graphs."""
-    return {f"L_{name}": torch.as_tensor(value).detach() for name, value in losses.items()}
 
 
 def fixed_batch(held_out, n=32):

@@ -2,8 +2,10 @@
 
     files, run      checkpoints, settings, a training that continues exactly
     images, formats picture files, and how data sets lie on a disk
-    toyfaces        drawn faces of which everything is known; judges read them
-    authors         published weights under our names
+    toyfaces        drawn faces of which everything is known; toysets: whom each paper draws; judges read them
+    labels, views, albums, chain, warp    what a paper's file leaves out: names of labels, crops by landmarks,
+                    pictures of people in poses, rounds in a folder, bending one face onto another
+    authors         published weights under our names; recognition: protocols of face recognition
     cli, bench      the command line, time and memory of a step
     claims          measures, evaluation and ablation of each paper
 """

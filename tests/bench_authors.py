@@ -105,8 +105,8 @@ def pix2pix_step(cfg):
         descend(opt_D, L_D)
         D.requires_grad_(False)
         shown = D(torch.cat([x, y_fake], 1))
-        gan, L1 = score(shown, torch.ones_like(shown)), cfg.lambda_L1 * F.l1_loss(y_fake, y)
-        descend(opt_G, gan + L1)
+        gan, L1 = score(shown, torch.ones_like(shown)), F.l1_loss(y_fake, y)
+        descend(opt_G, gan + cfg.lambda_L1 * L1)
         D.requires_grad_(True)
         return dict(D=L_D.item(), GAN=gan.item(), L1=L1.item())
 
@@ -134,12 +134,13 @@ def cyclegan_step(cfg):
         scores = D_Y(y_fake), D_X(x_fake)
         L = dict(
             zip(("GAN_G", "GAN_F"), (F.mse_loss(s, torch.ones_like(s)) for s in scores), strict=True),
-            cyc_x=cfg.lambda_cyc * F.l1_loss(x_rec, x),
-            cyc_y=cfg.lambda_cyc * F.l1_loss(y_rec, y),
+            cyc_x=F.l1_loss(x_rec, x),
+            cyc_y=F.l1_loss(y_rec, y),
         )
         if cfg.lambda_idt:
-            L["idt"] = cfg.lambda_idt * (F.l1_loss(G(y), y) + F.l1_loss(H(x), x))
-        descend(opt_G, sum(L.values()))
+            L["idt"] = F.l1_loss(G(y), y) + F.l1_loss(H(x), x)
+        weights = {"cyc_x": cfg.lambda_cyc_x, "cyc_y": cfg.lambda_cyc_y, "idt": cfg.lambda_idt}
+        descend(opt_G, sum(weights.get(name, 1.0) * value for name, value in L.items()))
         D_X.requires_grad_(True), D_Y.requires_grad_(True)
         opt_D.zero_grad()
         y_pooled, x_pooled = pools[1](y_fake.detach()), pools[0](x_fake.detach())

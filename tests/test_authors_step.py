@@ -26,7 +26,7 @@ def test_the_losses_after_six_steps_are_those_of_the_authors_order(
     cfg = paper.Config(**TINY[model] | more | dict(cache=cache))
     theirs = bench_authors.theirs(model, cfg, 6)
     ours = bench_authors.after(paper, cfg, str(tmp_path / "run"), 6)
-    assert theirs.keys() == ours.keys() and len(theirs) >= 3
+    assert theirs.keys() <= ours.keys() and len(theirs) >= 3
     assert all(ours[name] == pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in theirs.items()), (
         ours,
         theirs,

@@ -26,7 +26,7 @@ import pairedcyclegan
 import test_gannotation
 import test_hostile
 from conftest import PAPERS, blind_judges
-from lab import bench, toyfaces
+from lab import authors, bench, toyfaces
 from lab.run import Run
 from test_numerics import MODELS
 
@@ -175,11 +175,13 @@ MORE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("paper", "more"), MODELS + MORE, ids=str)
 def test_no_step_waits_for_the_card(waits, paper, more):
     assert not waits(paper, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("region", ["eyes", "lips"])
 def test_no_step_of_a_region_waits(waits, monkeypatch, region):
     monkeypatch.setattr(pairedcyclegan, "regions_of", lambda cfg: (region,))
@@ -205,7 +207,7 @@ def test_views_of_photographs_do_not_wait(waits, tmp_path):
 
 
 def test_the_recognisers_of_photographs_do_not_wait(monkeypatch):
-    for module in (gannotation, iacyclegan):
+    for module in (authors, iacyclegan):
         monkeypatch.setattr(module, "load_checkpoint", lambda path: {})
         monkeypatch.setattr(module, "load_weights", lambda net, *_: net)
     vgg16 = torchvision.models.vgg16
@@ -223,6 +225,7 @@ def test_the_recognisers_of_photographs_do_not_wait(monkeypatch):
     assert not WAITS
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
 @pytest.mark.parametrize(("paper", "more"), MODELS, ids=str)
 def test_what_is_on_the_card_stays_there(card, monkeypatch, tmp_path, cache, paper, more):

@@ -6,12 +6,12 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-import common
 
-FOLDER = Path(common.__file__).parent / "notebooks"
+FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_the_notebook_runs_from_top_to_bottom(path):
     NotebookClient(nbformat.read(path, 4), timeout=600, resources={"metadata": {"path": FOLDER}}).execute()

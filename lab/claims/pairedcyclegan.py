@@ -170,8 +170,8 @@ def evaluate(cfg):
     """Transfers between people never trained on, against the truth. Writes evaluation.json.
 
     L1           distance to the true result, 0 ... 1
-    dE           the same in Lab (CIE76), where the true lipstick, eye shadow, blush or liner is (shadow: where
-                 no liner is)
+    dE           the same in Lab (CIE76), where the true lipstick, eye shadow, blush or liner is (shadow:
+                 where no liner is)
     follows      R^2 of the mean colours there, apart from their mean over the references, source by source: 1
                  follows each reference, .75 by half, 0 one look for all; of lips, shadow, blush, and of liner
     edges        L1 of the differences from pixel to pixel to the true ones, where the true liner is
@@ -249,9 +249,9 @@ def ablate(cfg):
              (mean of lips, shadow, blush) at least 30 % below that with neither, and in every seed below that
              of one look for all.
     D_S      with D_S as in the paper, and again with mismatched pairs: dE at least 5 % lower than without D_S
-             in every seed, while outside is not worse by more than 5 % and identity within .02 of the truth's;
-             style match higher in every seed, by 10 points in the mean; edges at least 10 % nearer in the
-             mean; the person better kept than by W: outside lower, identity higher in the mean.
+             in every seed, while outside is not worse by more than 5 % and identity within .02 of the
+             truth's; style match higher in every seed, by 10 points in the mean; edges at least 10 % nearer
+             in the mean; the person better kept than by W: outside lower, identity higher in the mean.
     removal  error of F(y) where y wears make-up: with [L_S] at least 5 % lower in every seed than without
              (both with D_S and mismatched pairs).
     pairs    D_S taught by warped references: dE in the mean at most 10 % above that with D_S taught by the
