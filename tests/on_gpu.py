@@ -32,7 +32,7 @@ MODELS = {
     "drgan": ("drgan", {}),
     "iacyclegan": ("iacyclegan", {}),
     "pairedcyclegan": ("pairedcyclegan", {}),
-    "pix2pix": ("pix2pix_cyclegan", {"model": "pix2pix"}),
+    "pix2pix": ("pix2pix_cyclegan", {"model": "pix2pix", "width": 16}),  # a U-Net under 6 MB
     "cyclegan": ("pix2pix_cyclegan", {"model": "cyclegan"}),
 }
 ORDER = "gannotation", "pairedcyclegan", "cyclegan", "stargan", "pix2pix", "drgan", "iacyclegan"
