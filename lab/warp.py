@@ -118,8 +118,8 @@ def lay(drawn, to_square, size):
 def thin_plate(source, target):
     """The thin-plate spline (Bookstein 1989) that takes the points source [B, n, 2] to target.
 
-    Returns a function of points [B, m, 2]. In float64: the equations are badly conditioned where anchors
-    nearly coincide.
+    Returns a function of points [B, m, 2]. In float64, whatever precision products of matrices have; float32
+    was off by .04 px at most.
     """
     B, n, _ = source.shape
     scale = source.amax((1, 2), keepdim=True).clamp(min=1.).double()
