@@ -10,12 +10,13 @@ from lab import say, toyfaces
 from lab.files import save_checkpoint
 
 JUDGE_PEOPLE, JUDGE_FRAMES, JUDGE_STEPS = 400, 10, 700
-LARGEST = 128                                      # px; larger pictures are scaled down to this first
+LARGEST = 128                                      # px; judges are trained on no larger pictures
 
 
 class Judge(nn.Module):
-    """A small network that measures pictures [B, 3, S, S] in [-1, 1], of any size S.
+    """A small network that measures pictures [B, 3, S, S] in [-1, 1] of any size S.
 
+    Pictures larger than LARGEST are scaled down to it first; points and regions are still those of the input.
     kind: "identity" gives a unit vector [B, 128]; "sketch" the same of pencil sketches (three equal
     channels); "landmarks" [B, 68, 2] pixels; "yaw" degrees [B]; "regions" logits [B, 10, S, S] over REGIONS.
     `features(x)` returns the four feature maps, for losses that compare features.
@@ -27,8 +28,7 @@ class Judge(nn.Module):
         widths = 3, width, 2 * width, 3 * width, 4 * width
         self.convs = nn.ModuleList(layer(nn.Conv2d(a, b, 4, 2, 1, bias=False), b)
                                    for a, b in zip(widths, widths[1:], strict=False))
-        # back up, beside the maps of the way down
-        if kind == "regions":
+        if kind == "regions":                      # a U-Net: each map on the way up sees that of the way down
             self.ups = nn.ModuleList(layer(nn.Conv2d(a + b, b, 3, padding=1, bias=False), b)
                                      for a, b in zip(widths[:0:-1], widths[-2:0:-1], strict=False))
             self.last = nn.Conv2d(widths[1] + 3, len(toyfaces.REGIONS), 3, padding=1)
@@ -78,14 +78,14 @@ def scaled_down(x):
 
 
 def judge(kind, size, seed, device="cpu", cache="runs/cache"):
-    """A trained, frozen Judge and its own error on true renders of people it never saw; cached.
+    """A trained, frozen Judge for pictures of `size`, and its own error on true renders of people held out.
 
     The error of "identity" and "sketch": the equal error rate of telling two people apart; "landmarks": mean
-    distance, px; "yaw": mean, degrees; "regions": share of pixels put into another region. seed: judges of
-    different seeds have seen different people; use one in a loss and another to measure. A minute to train on
-    two cores.
+    distance, px at `size`; "yaw": mean, degrees; "regions": share of pixels put into another region. seed:
+    judges of different seeds have seen different people; use one in a loss and another to measure. Kept in
+    the folder `cache`, made anew if damaged; a minute to train on two cores. UserError if the disk is full.
     """
-    size = min(size, LARGEST)
+    asked, size = size, min(size, LARGEST)
     code = b"".join(Path(file).read_bytes() for file in (__file__, toyfaces.__file__))
     path = Path(cache) / f"judge-{kind}-{size}-{seed}-{hashlib.sha256(code).hexdigest()[:12]}.pt"
     net = Judge(kind)
@@ -93,24 +93,25 @@ def judge(kind, size, seed, device="cpu", cache="runs/cache"):
         saved = torch.load(path, map_location="cpu", weights_only=True)
         net.load_state_dict(saved["net"])
         error = saved["error"]
-    except Exception:                                                  # not there, or damaged: make it
+    except Exception:                              # not there, or damaged in any way: make it
         say(f"training the {kind} judge (once, on {JUDGE_PEOPLE} people of its own) ...")
-        first = 1_000_000 + 1000 * seed                                # seeds that no paper draws people from
+        first = 1_000_000 + 1000 * seed            # papers draw their people from smaller seeds
         error = train(net, kind, size, first, device)
         save_checkpoint({"net": net.state_dict(), "error": error}, path)
+    error = error * asked / size if kind == "landmarks" else error
     return net.to(device).eval().requires_grad_(False), error
 
 
 def people(count, n_frames, seed, g, device):
-    """`count` toy people, each in n_frames pictures of other scenes and make-up, near and far: no hints but
-    the face."""
-    strangers = toyfaces.sample(count, seed, device)
-    faces = toyfaces.frames(strangers, n_frames, seed + 1, vary=toyfaces.SCENE + toyfaces.MAKEUP)
+    """`count` toy people, each in n_frames pictures, near and far. Scene and make-up change from one picture
+    to the next, so only the face tells who it is."""
+    everyone = toyfaces.sample(count, seed, device)
+    faces = toyfaces.frames(everyone, n_frames, seed + 1, vary=toyfaces.SCENE + toyfaces.MAKEUP)
     return faces.set(zoom=.9 + .45 * torch.rand(len(faces), generator=g))
 
 
 def paint(faces, kind, size, g):
-    """Pictures for a judge; sketches by artists who exaggerate more or less."""
+    """Pictures for a judge [B, 3, size, size]. Sketches exaggerate by 1 to 1.6."""
     if kind != "sketch":
         return toyfaces.render(faces, size)
     exaggeration = 1 + .6 * torch.rand(len(faces), generator=g).to(faces.yaw.device)
@@ -118,17 +119,17 @@ def paint(faces, kind, size, g):
 
 
 def truth_of(faces, kind, size):
+    """What a judge should answer. (Those of "identity" and "sketch" learn from the number of the person.)"""
     if kind == "yaw":
         return faces.yaw
     return (toyfaces.regions if kind == "regions" else toyfaces.landmarks)(faces, size)
 
 
-# whoever measures has switched gradients off
-@torch.enable_grad()
+@torch.enable_grad()                               # judges are asked for where gradients are off
 def train(net, kind, size, first, device):
     """Train a Judge in place; returns its error. first: the first of its seeds."""
     g = torch.Generator().manual_seed(first)
-    noise = torch.Generator(device).manual_seed(first)                 # drawn where it is used
+    noise = torch.Generator(device).manual_seed(first)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(first)
         net.__init__(kind)
@@ -149,13 +150,14 @@ def train(net, kind, size, first, device):
             optimiser.step()
             schedule.step()
     net.eval()
-    strangers = people(60, 6, first + 2, g, device)
+    held_out = people(60, 6, first + 2, g, device)
     with torch.no_grad():
-        return error_of(net(paint(strangers, kind, size, g)), kind, truth_of(strangers, kind, size))
+        return error_of(net(paint(held_out, kind, size, g)), kind, truth_of(held_out, kind, size))
 
 
 def loss_of(net, x, truth, person, size):
-    # softmax over cosines, with a margin (CosFace, Wang et al. 2018)
+    """People: softmax over cosines with a margin (CosFace, Wang et al. 2018). Regions:
+    cross-entropy. Others: L1."""
     if net.who:
         cosine = net(x) @ F.normalize(net.head.weight, dim=1).T
         return F.cross_entropy(20 * (cosine - .15 * F.one_hot(person, JUDGE_PEOPLE)), person)
@@ -165,7 +167,7 @@ def loss_of(net, x, truth, person, size):
 
 
 def error_of(out, kind, truth):
-    """See `judge`. out: a judge's answers for 60 people in 6 pictures each."""
+    """The error that `judge` describes. out: a judge's answers for 60 people in 6 pictures each."""
     if kind == "regions":
         return (out.argmax(1) != truth).float().mean().item()
     if kind == "landmarks":

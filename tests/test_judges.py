@@ -80,3 +80,41 @@ def test_a_damaged_judge_is_made_anew(tmp_path, monkeypatch):
     (file,) = tmp_path.iterdir()
     file.write_bytes(b"half")
     assert judges.judge("yaw", 32, 0, cache=str(tmp_path))[1] == 0.5 and file.stat().st_size > 1000
+
+
+def test_a_judge_of_256_px_is_that_of_128_px_and_errs_in_pixels_of_256(tmp_path, monkeypatch):
+    people, cache = judges.people, str(tmp_path)
+    monkeypatch.setattr(judges, "people", lambda count, *rest: people(min(count, 4), *rest))
+    monkeypatch.setattr(judges, "JUDGE_PEOPLE", 4)
+    monkeypatch.setattr(judges, "JUDGE_FRAMES", 2)
+    monkeypatch.setattr(judges, "JUDGE_STEPS", 4)
+    faces = toy.sample(4, 5)
+    x = toy.render(faces, 256)
+    for kind, shape, factor in (("landmarks", (4, 68, 2), 2), ("regions", (4, 10, 256, 256), 1)):
+        net, error = judges.judge(kind, 256, 3, cache=cache)
+        small, small_error = judges.judge(kind, 128, 3, cache=cache)
+        assert net(x).shape == shape and error == pytest.approx(factor * small_error)
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), small.parameters(), strict=True))
+        if kind == "landmarks":
+            distance = (net(x) - toy.landmarks(faces, 256)).norm(dim=2).mean()
+            assert 0.5 * error < distance < 2 * error
+    assert len(list(tmp_path.iterdir())) == 2
+    assert [f.shape[-1] for f in net.features(x)] == [64, 32, 16, 8]
+
+
+def test_noise_of_the_training_is_repeatable_and_leaves_the_callers_generator_alone(device, monkeypatch):
+    monkeypatch.setattr(judges, "JUDGE_PEOPLE", 4)
+    monkeypatch.setattr(judges, "JUDGE_FRAMES", 1)
+    monkeypatch.setattr(judges, "JUDGE_STEPS", 4)
+    before, nets = torch.get_rng_state(), [judges.Judge("yaw"), judges.Judge("yaw")]
+    torch.set_rng_state(before)
+    errors = [judges.train(net, "yaw", 16, 1_000_000, device) for net in nets]
+    assert torch.equal(torch.get_rng_state(), before) and errors[0] == pytest.approx(errors[1], rel=1e-3)
+
+
+def test_another_seed_draws_other_people():
+    g = torch.Generator()
+    one, same, other = (judges.people(2, 2, seed, g.manual_seed(0), "cpu") for seed in (7, 7, 9))
+    assert torch.equal(one.skin_rgb, same.skin_rgb) and not torch.equal(one.skin_rgb, other.skin_rgb)
+    assert len(one) == 4 and torch.equal(one.skin_rgb[0], one.skin_rgb[1])  # two pictures of a person
+    assert not torch.equal(one.background[0], one.background[1])  # in other scenes
