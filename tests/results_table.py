@@ -8,7 +8,7 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks" / "results"
-TABLES = ("speed", "authors", "gpu")  # reports of time and memory, not of a claim
+TABLES = ("speed", "authors", "gpu", "on_gpu")  # reports of time and memory, not of a claim
 HEAD = """# Results
 
 Written by `python tests/results_table.py --write` from the reports in this folder; no number here is typed.
@@ -32,7 +32,7 @@ def reports():
 
 
 def cell(text):
-    return str(text).replace("|", "\\|")
+    return "" if text is None else str(text).replace("|", "\\|")
 
 
 def claims():
@@ -86,20 +86,54 @@ def measured(name, title):
     if not path.exists():
         return ""
     r = json.loads(path.read_text())
-    lines = [
-        f"\n## {title}\n",
-        r["about"] + "\n",
-        "| " + " | ".join(r["columns"]) + " |",
-        "|---" * len(r["columns"]) + "|",
-    ]
-    lines += ["| " + " | ".join(map(cell, row)) + " |" for row in r["rows"]]
-    return "\n".join(lines + [""] + r.get("notes", [])) + "\n"
+    text = f"\n## {title}\n\n{r['about']}\n\n" + grid(r["columns"], r["rows"])
+    return text + "\n".join(["", *r["notes"], ""] if "notes" in r else [])
+
+
+def grid(columns, lines):
+    """A table in Markdown."""
+    head = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    return "\n".join(head + ["| " + " | ".join(map(cell, line)) + " |" for line in lines]) + "\n"
+
+
+def on_gpu():
+    """What tests/on_gpu.py reported (on_gpu.json is its report.json), or the older table gpu.json."""
+    path = FOLDER / "on_gpu.json"
+    if not path.exists():
+        return measured("gpu", "On a GPU")
+    r = json.loads(path.read_text())
+    env = next(iter(r["environment"].values()))
+    text = f"\n## On a GPU\n\n`{r['command']}`, {env['device']}, PyTorch {env['torch']}, "
+    text += f"commit {env['commit']}.\n\n"
+    keys, lines = ("total ms", "GFLOP", "share of the matmul rate", "peak GiB"), []
+    for model, found in r["bench"].items():
+        for scale in ("paper", "medium"):
+            both = [found.get(scale, {}).get(precision, {}) for precision in ("bfloat16", "TF32")]
+            cells = [" / ".join(str(p.get(k, "-")) for p in both) for k in keys]
+            lines.append([model, scale, *cells, found.get("reason", "")])
+    text += grid(["model", "recipe", *(f"{k}, bfloat16 / TF32" for k in keys), "ended early"], lines)
+
+    lines = []
+    for model, a in r["authors"].items():
+        c = r["compile"].get(model, {})
+        ms = [a.get(k) for k in ("theirs ms", "ours, bfloat16, ms")]
+        ms += [c.get(k) for k in ("compiled ms", "reduce-overhead ms")]
+        lines.append([model, *ms, "; ".join(part["reason"] for part in (a, c) if "reason" in part)])
+    text += "\nA step in the manner of the authors' code, ours, and ours under `torch.compile`, in ms:\n\n"
+    text += grid(["model", "authors' manner", "ours", "compiled", "with CUDA graphs", "ended early"], lines)
+
+    lines = []
+    for model, m in r["medium"].items():
+        why = [*m.get("reasons", []), *([m["reason"]] if "reason" in m else [])]
+        lines.append([model, m.get("steps"), m.get("seconds"), "; ".join(why)])
+    text += "\nThe medium recipe, as long as the time allowed:\n\n"
+    return text + grid(["model", "steps", "seconds in all", "ended early"], lines)
 
 
 def page():
     text = HEAD + claims() + "\n## Every row\n" + "".join(section(name, r) for name, r in reports().items())
     text += measured("speed", "Time and memory of a step") + measured("authors", "Beside the authors' manner")
-    return text + measured("gpu", "On a GPU")
+    return text + on_gpu()
 
 
 def write(name, report):
