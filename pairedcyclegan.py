@@ -376,7 +376,7 @@ def train(cfg):
     validate(cfg)
     resolve_device(cfg)
     if cfg.weights:
-        raise UserError("--weights: training starts from scratch; for --evaluate and --infer give --run")
+        raise UserError("--weights: training starts from scratch; the flag is for --evaluate and --infer")
     for region in set(REGIONS) - set(regions_of(cfg)):
         if not cfg.fresh and (Path(cfg.run) / region / "last.pt").exists():
             raise UserError(f"{cfg.run} holds a run of the region {region}, which is not one of --regions "
@@ -645,14 +645,14 @@ def painted(cfg, nets, x, x_anchors, y=None, y_anchors=None):
 
 @reads_checkpoint
 def load(cfg):
-    """({region: (G, F)} of cfg.run, about). cfg takes over what G and its data depend on."""
+    """({region: (G, F)} of cfg.run, about). cfg.weights: one file instead, of networks for the whole face.
+
+    cfg takes over what G and its data depend on.
+    """
     resolve_device(cfg)
-    if cfg.weights:
-        raise UserError("--weights: a model is one or three pairs of networks; give their folder as --run")
-    nets, about = {}, None
-    parts = (Path(cfg.run) / "skin" / "last.pt").exists()
+    nets, about, parts = {}, None, not cfg.weights and (Path(cfg.run) / "skin" / "last.pt").exists()
     for region in ("skin", "eyes", "lips") if parts else ("face",):
-        path = Path(cfg.run) / region / "last.pt"
+        path = Path(cfg.weights or Path(cfg.run) / region / "last.pt")
         saved = read_checkpoint(path, __file__)
         restore_config(cfg, saved, ("image_size", "load_size", "regions", "width", "pose", "variety"))
         about = {"toy": saved["about"]["toy"], "anchors": saved["about"]["anchors"]}

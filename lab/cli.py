@@ -1,4 +1,4 @@
-"""The command line, the same for every paper: --train --evaluate --ablate --infer --explain --check --bench.
+"""The command line, the same for every paper: --train --evaluate --ablate --infer --demo ... (see MODES).
 
 A paper's module holds Config, SMALL (and MEDIUM), INFER_FLAGS, train, infer and scan; its equations stand in
 its docstring, one a line as "  [label] name", and a loss names its equation by the same label. evaluate and
@@ -26,6 +26,7 @@ from lab.run import data_folders
 MODES = {
     "train": "train; an existing run is continued", "evaluate": "metrics on held-out faces",
     "ablate": "the paper's claim: with and without", "infer": "translate your own files",
+    "demo": "pictures in seconds, from the generator that comes with the repository",
     "explain": "every equation, its function, weight and tests", "check": "what is under --data",
     "bench": "time, memory and FLOPs of a step of this recipe",
 }
@@ -75,8 +76,12 @@ def main(paper, argv):
         print(explain(paper))
     if args.check:
         formats.check(paper.scan, cfg)
-    if not (args.train or args.evaluate or args.ablate or args.infer or args.bench):
+    if not (args.train or args.evaluate or args.ablate or args.infer or args.demo or args.bench):
         return 0
+    shipped = False
+    if (args.infer or args.demo) and not args.train:
+        from lab.demos import use_shipped
+        shipped = use_shipped(cfg, args)
     resolve_device(cfg)
     machine = f"{hardware(cfg)}, {'bfloat16' if cfg.amp else 'float32'}"
     data = " and ".join(data_folders(cfg))
@@ -85,7 +90,8 @@ def main(paper, argv):
             f"{data or 'toy faces'}")
     # sizes and data come from the checkpoint
     else:
-        say(f"{title}: {cfg.weights or cfg.run} on {machine}" + f", {data}" * bool(data))
+        say(f"{title}: {cfg.weights or cfg.run}{', which comes with the repository,' * shipped} on {machine}"
+            + f", {data}" * bool(data))
     run_modes(paper, title, args, cfg)
     return 0
 
@@ -114,6 +120,9 @@ def run_modes(paper, title, args, cfg):
         # every size of picture would be tried anew
         torch.backends.cudnn.benchmark = False
         paper.infer(cfg, args.infer, **{name: getattr(args, name) for name in names})
+    if args.demo:
+        from lab.demos import demo
+        demo(paper, cfg)
 
 
 # ============================================================================================= flags

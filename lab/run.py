@@ -19,7 +19,7 @@ from lab import UserError, say
 from lab.files import (check_paper, load_checkpoint, no_memory, read_jsonl, save_checkpoint,
                        write_json, write_text)
 from lab.images import figure
-from lab.machine import command
+from lab.machine import command, commit, hardware
 
 
 @dataclasses.dataclass
@@ -142,7 +142,8 @@ class Run:
                     old.unlink()
         self.first = self.step
         settings = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
-        write_json(self.folder / "config.json", settings | {"command": command(), "torch": torch.__version__})
+        how = {"command": command(), "commit": commit(), "hardware": hardware(cfg)}
+        write_json(self.folder / "config.json", settings | how | {"torch": torch.__version__})
 
     # ---- checkpoints
 
