@@ -104,7 +104,7 @@ class ResNet(nn.Module):
 
 
 class ImagePool(nn.Module):
-    """The last `size` generated pictures (CycleGAN, section 4). forward(x) [B, 3, S, S]: what D is shown.
+    """`size` earlier generated pictures (CycleGAN, section 4). forward(x) [B, 3, S, S]: what D is shown.
 
     While the pool fills, pictures go in and come back. Once it is full, each picture is exchanged for an
     older one half of the time. It is a module, so that checkpoints hold it. size: 0, or at least B.

@@ -13,8 +13,8 @@ also gives each a confidence w, and the features are averaged with these weights
 The claim. f recognises a face from the side better than without this training. Several pictures fused by
 confidence are better than their mean. w falls with yaw and blur. (The papers' tables could not be confirmed.)
 
-Equations, named after the losses: of the numbers only T(7) is confirmed, the whole objective of D. The papers
-maximise log-likelihoods; here cross-entropies are minimised, which is the same.
+Equations. The labels are ours: the only number that we could confirm is T(7), the whole objective of D. The
+papers maximise log-likelihoods; here cross-entropies are minimised, which is the same.
     [gan_D] real or drawn, for D
     [id_D] identity of real faces, for D
     [pos_D] pose of real faces, for D
@@ -38,7 +38,8 @@ Differs from the papers and the authors' code, because:
     batch norm in D   the authors' code passes real and drawn pictures through D in one batch; here apart
     encoder's end     no ELU (as the authors' code): f may be negative, and w come near 0
     G's terms         the papers sum those of a person's n + 1 drawings; here a batch shares one mean
-    data              people and pictures are drawn with replacement; in colour; no code for the light
+    data              people and pictures are drawn with replacement; in colour; no code for the light; the
+                      encoder sees a quarter of the toy pictures blurred or covered, D sees them clean
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,31 +73,31 @@ class Config(Settings):
     noise: int = 50                   # C: z uniform in [-1, 1]^50
     width: float = 1.                 # C's table of layers, all widths times this
     head: str = choice("tpami", "cvpr")    # T: three outputs; C: one softmax of N_d + 1
-    images_per_subject: int = 1       # C: n; 1 = the single-image model; T: 6
+    images_per_subject: int = 1       # C: n; 1 = the single-image model; with more, 6 as we recall
     upsampling: str = choice("transposed", "nearest")    # C: transposed; nearest has no checkerboard
-    pose_code: bool = True            # C; --no-pose-code: the decoder is not told (ablation)
+    pose_code: bool = True            # C; --no-pose-code --lambda-pose 0: no pose is asked for (ablation)
     # losses
-    lambda_gan: float = 1.            # T: all weights are 1
-    lambda_id: float = 1.             # T: all weights are 1
-    lambda_pose: float = 1.           # T: all weights are 1; 0: D has no pose to tell (ablation)
+    lambda_gan: float = 1.            # T: lambda for D and mu for G, all 1; here one setting for both
+    lambda_id: float = 1.             # T: 1
+    lambda_pose: float = 1.           # T: 1; 0: no pose loss for D or G (ablation)
     drop: float = .5                  # C has the dropout on confidences; its share is ours
     # training
-    steps: int = 100_000              # ours: the papers' length is not known
-    pretrain: float = 0.              # authors' code: classifiers first, this share of the steps; papers: no
+    steps: int = 100_000              # ours: G's, with the pretraining; the papers' length is unknown
+    pretrain: float = 0.              # this share of the steps first trains classifiers (authors' code: one)
     batch_size: int = 64              # C
     lr: float = 2e-4                  # C
     betas: tuple = (.5, .999)         # C
     decay_from: float = 1.            # the papers: constant; below 1: from this share of the steps to 0
-    d_noise: float = 0.               # the papers: none; deviation of noise on all that D sees, linear to 0
+    d_noise: float = 0.               # the papers: none; noise on what D sees after pretraining, linear to 0
     g_steps: int = 4                  # C: G's steps for one of D once D is near its optimum
     # ablation
     part: str = choice("all", "pose", "rotation", "fusion")    # ours: of --ablate
 
 
-# Minutes on a processor. All of it is ours. The batch is the papers': batch norm, and a softmax over people.
+# Minutes on a processor. All of it is ours. Batch norm and the softmax over people need the papers' batch.
 SMALL = dict(
     image_size=48, width=.25, people=300,
-    noise=12,                               # a quarter, too, or it drowns f
+    noise=12,                               # a quarter, as the widths, or it drowns f
     steps=3000, lr=5e-4, decay_from=.5,     # few steps, so large ones
     pretrain=1 / 3,                         # the encoder learns from D, which knows nobody before step 1000
     g_steps=1,                              # with 4 steps of G for one of D drawings broke into patterns
@@ -106,7 +107,7 @@ SMALL = dict(
 # Minutes on a GPU, hours on two cores, at the papers' 96 px. All of it is ours.
 MEDIUM = dict(
     width=.5, noise=25,                     # G in half precision stays under 5 MiB
-    people=300,                             # as SMALL: with them a classifier knows people it never saw
+    people=300,                             # as SMALL: enough for a classifier to tell new people apart
     steps=8000, lr=4e-4, decay_from=.6,     # few steps, so large ones
     pretrain=1 / 16,                        # 500 steps: D knows who before G draws
     g_steps=1, upsampling="nearest", d_noise=.2,       # as SMALL
@@ -197,7 +198,7 @@ class Encoder(nn.Module):
                 layers.append(nn.ZeroPad2d((0, 1, 0, 1)))
             layers += conv_block(c, w, 3, stride, 2 - stride, "batch", nn.ELU(), bias=False)
             c = w
-        self.main = nn.Sequential(*layers[:-1])
+        self.main = nn.Sequential(*layers[:-1])                        # without the last ELU
 
     def forward(self, x):
         return self.main(x).float().mean((2, 3))
@@ -269,13 +270,14 @@ class Discriminator(nn.Module):
         self.trunk, self.fc = Encoder(n_f, width), nn.Linear(n_f, sum(self.sizes))
 
     def forward(self, x):
-        h = F.elu(self.trunk.main(x)).float().mean((2, 3))
+        h = F.elu(self.trunk.main(x)).float().mean((2, 3))             # with the last ELU: C's table
         with torch.autocast(h.device.type, enabled=False):             # a softmax over many needs its digits
             return self.fc(h).split(self.sizes, 1)
 
 
 # ============================================================================================ losses
-# Logits [B, n]; y_d, y_p, c: [B] indices of the person, the pose shown, the pose asked for; x^: a drawing.
+# Logits [B, n] of D^r (sigmoid), D^d and D^p (softmax). y_d, y_p, c: [B] indices of the person, the pose
+# shown, the pose asked for. x^: a drawing.
 # D is never asked for the person or the pose of a *drawn* face: it would learn to read G's mistakes as that
 # person, and to see a pose where G drew none, and G would be paid for both.
 
@@ -342,15 +344,16 @@ def loss_softmax(logits, y_d):
 class Balance(nn.Module):
     """C: once D is near its optimum, G gets more steps than D. A module, so that checkpoints hold it.
 
-    "Near": right in 9 of 10 cases in the worst of its tasks: real, drawn, who. (The paper gives no number; a
-    port has this one.) On the processor, and looked at now and then: a GPU would wait for every look.
-    pretrained: steps of `train_classifiers`, which a longer --steps must not change.
+    The paper does not say when. Here: as soon as 9 of 10 answers are right in the worst of three tasks: real,
+    drawn, who. (A port asks the same of the mean of these and pose.) The accuracies are running means of
+    every fourth look. They stay on the processor: a GPU would wait for every look.
+    pretrain_steps: of `train_classifiers`; in the checkpoint, since a longer --steps must not change it.
     """
 
-    def __init__(self, g_steps, pretrained=0):
+    def __init__(self, g_steps, pretrain_steps=0):
         super().__init__()
         self.g_steps = g_steps
-        self.register_buffer("pretrained", torch.tensor(pretrained))
+        self.register_buffer("pretrain_steps", torch.tensor(pretrain_steps))
         self.register_buffer("accuracy", torch.zeros(3))
 
     def D_is_due(self, step):
@@ -447,7 +450,8 @@ def train(cfg):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
         std = cfg.d_noise * (1 - step / cfg.steps)
 
-        # 1. G draws the people of the batch, in poses that have nothing to do with their pictures'
+        # 1. G draws the people of the batch, in poses that have nothing to do with their pictures'. With
+        #    n > 1 also each person's fused feature, appended to the others. y_f: whose each feature is.
         with autocast(cfg):
             f, w = G.encode(x_seen)
         f, y_f = with_fused(f, w, y_d, cfg)                                                  # [fusion]
@@ -456,7 +460,7 @@ def train(cfg):
         with autocast(cfg):
             x_hat = G.decode(f, pose_code(c, n_poses, cfg), z)
 
-        # 2. D: real faces are real, this person, in this pose; drawn ones are drawn ------------- T(7)
+        # 2. D: real faces are real, this person, in this pose; drawn ones are drawn -- T(7); C: cvpr
         if balance.D_is_due(step):
             with autocast(cfg):
                 r_real, d_real, p_real = D(add_noise(x, std))
@@ -477,7 +481,7 @@ def train(cfg):
             balance.note(step, real, fake, d_real, y_d)
             losses |= logged(pose_D=L_pose_D, D=L_D) | {"D_pose": accuracy(p_real, y_p)}
 
-        # 3. G: real, the person of the input, in the pose asked for
+        # 3. G, by the same drawings: real, the person of the input, in the pose asked for
         with frozen(D), autocast(cfg):
             r_fake, d_fake, p_fake = D(add_noise(x_hat, std))
         L_pose_G = loss_pose_G(p_fake, c)                                                    # [pos_G]
@@ -507,7 +511,7 @@ def train_classifiers(cfg, run, G, D, classifier, opt_G, opt_D, balance):
     Ours: D learns who and which pose in these steps, too. Otherwise the encoder would forget again, with a
     teacher who knows nothing yet. pretrain = 1 trains nothing else, also when --steps grows.
     """
-    until = cfg.steps if cfg.pretrain == 1 else balance.pretrained.item()
+    until = cfg.steps if cfg.pretrain == 1 else balance.pretrain_steps.item()
     for step, (x, x_seen, y_d, y_p) in run.batches(cfg.batch_size, until=until):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
         with autocast(cfg):

@@ -6,9 +6,9 @@ face-to-face synthesis", IEEE FG 2020, arXiv 2004.07165. Authors' code: ESanchez
 questions are answered in notebooks/02_gannotation.ipynb.
 
 The idea. A generator takes a face I and the landmarks s_t of the pose and expression wanted, one heatmap H a
-point, and paints the same person so: I^ = G(I; H(s_t)). Trained with the usual cycle loss it hides its input
-in its output. Fed back, such an output goes wrong. The triple consistency loss asks that the result does not
-depend on the route: s_i -> s_t -> s_n must end where s_i -> s_n ends.
+point, and paints the same person so: I^ = G(I; H(s_t)). Trained with self-consistency (a cycle loss) alone it
+hides its input in its output. Fed back, such an output goes wrong. The triple consistency loss asks that the
+result does not depend on the route: s_i -> s_t -> s_n must end where s_i -> s_n ends.
 
 The claim. A generated face can be edited again, many times over, and even a single pass gets better. The
 paper's evidence is pictures. --ablate measures how much error five progressive passes add.
@@ -20,7 +20,7 @@ Losses, by section of arXiv 1811.03492v1:
     [2.3.4] triple consistency
     [2.3.5] identity preserving
     [2.3.6] perceptual
-    [2.3.7] total variation
+    [2.3.7] total variation; and the weights of all
 
 Run it:
     python gannotation.py --train                    toy faces, nothing to download
@@ -31,13 +31,14 @@ Run it:
 
 Differs from the paper, because:
     warm-up       the consistency losses start late: a G that copies its input satisfies both perfectly
+    identity      without --light-cnn, features of a small recogniser of toy faces; so are the perceptual ones
+                  where VGG's weights are missing. (For VGG pictures are normalised; the authors' are not.)
     unconfirmed   batch size, learning rate, norms and D's details are not known to us; Config names sources
-Differs from the authors' training code of 2019, because that is another method than the paper and than their
-published generator (line drawings for heatmaps, no mask, no identity loss):
+Differs from the authors' training code of 2019, which is another method (line drawings instead of heatmaps,
+no mask, no identity loss) than the paper's and their published generator's:
     pairs         they draw source and third 51-200 frames from the target; here target and third from the
-                  source, as the paper's losses name them
+                  source I, with which the paper's losses begin
     optimiser     they decay weights (5e-4) and clip gradients at norm 1; the paper mentions neither
-    heatmaps      theirs lie in [-1, 1]; here in [0, 1], as in their demo
     wgan-gp       --adversarial wgan-gp changes the loss alone; they add --d-steps 4 --betas .5 .9
 """
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ from lab.run import (Run, Settings, autocast, choice, frozen, logged, require, r
 
 @dataclass
 class Config(Settings):
-    """The paper's recipe. [note] marks what is known from readers' notes of the paper only."""
+    """The paper's recipe. Sections and their numbers are known from readers' notes of the paper only."""
     # data
     image_size: int = 128             # section 2.2
     points: int = 66                  # authors' demo: 68 without the inner mouth corners
@@ -75,7 +76,7 @@ class Config(Settings):
     # networks
     width: int = 64                   # authors' demo
     residual_blocks: int = 6          # authors' demo
-    d_widths: tuple = (64, 128, 256, 512, 512)      # section 2.2: 128 x 128 -> 4 x 4 x 512
+    d_widths: tuple = (64, 128, 256, 512, 512)      # ours; section 2.2: 128 x 128 -> 4 x 4 x 512
     # losses
     adversarial: str = choice("hinge", "wgan-gp")   # section 2.3.1; wgan-gp: authors' training code
     lambda_adv: float = 1.            # section 2.3.7
@@ -87,7 +88,7 @@ class Config(Settings):
     lambda_tv: float = 1e-4           # section 2.3.7
     lambda_gp: float = 10.            # authors' training code, for wgan-gp
     perceptual: str = choice("vgg", "recogniser")   # section 2.3.6; recogniser: needs no weights
-    light_cnn: str = ""               # ours: file of the authors' Light CNN-9, for the identity loss
+    light_cnn: str = ""               # ours: file of Wu et al.'s Light CNN-9; none = toy recogniser
     # training. Authors' code: about 2,970 batches of 64 an epoch, lr x 0.1 after each. After three epochs it
     # has vanished; with wgan-gp a fifth of those batches are G's steps. The paper's length is not known.
     steps: int = 100_000              # ours; authors' code: about 8,900 batches before lr vanishes
@@ -97,15 +98,15 @@ class Config(Settings):
     decay_from: float = .5            # ours: constant, then linear to 0; authors' code x 0.1 every epoch
     warm_up: float = .1               # ours: part of the training before the consistency losses start
     ramp: float = .1                  # ours: part of the training in which they grow to full weight
-    d_steps: int = 1                  # ours: 1:1 with hinge, as authors' code; it uses 4 with wgan-gp
+    d_steps: int = 1                  # ours: of D for one of G; theirs 1, with wgan-gp 4
 
 
 # Minutes on a processor. All of it is ours.
 SMALL = dict(
     image_size=64, width=16, d_widths=(32, 64, 128, 128), batch_size=8, people=500, frames=10, pose=.6,
     lambda_pix=100.,                        # against copying, which the mask makes easy
-    lambda_adv=.1,                          # D's gradient speckles the face before it moves
-    lambda_self=30.,                        # leaves less pull towards the input
+    lambda_adv=.1,                          # at 1, D's gradient adds specks before G has learnt to move faces
+    lambda_self=30.,                        # a weaker one tempts G less to copy its input
     perceptual="recogniser",                # ImageNet's VGG has not seen toy faces
     steps=6500, lr=1e-3, warm_up=.69, decay_from=.8,        # faces must move before consistency starts
 )
@@ -201,6 +202,7 @@ class Faces:
         s, look = views.place(self.landmarks(index), turn, tight, mirror, S)
         if bend is None or not bend.any():
             return s, look
+        # less turned than s, so that the two pictures differ in roll, too
         goal, _ = views.place(self.landmarks(self.anyone(B)), .3 * turn, tight, mirror, S)
         amount = (.7 * torch.rand(B, generator=g) * bend).to(cfg.device, non_blocking=True)  # 1 would tear it
         return views.bent(s, s + amount[:, None, None] * (goal - s), look, S)
@@ -289,8 +291,10 @@ class Generator(nn.Module):
 def loss_adv_D(real, fake, form="hinge"):
     """[2.3.1]  L_D = E[max(0, 1 - D(I_t))] + E[max(0, 1 + D(I^))]
 
-    Minimised by D: real scores go above +1, generated ones below -1. form "wgan-gp" (authors' training code):
-    -E[D(I_t)] + E[D(I^)], with loss_gp beside it. real, fake: unbounded scores of any shape. Scalar.
+    Minimised by D: real scores go above +1, generated ones below -1. The paper's real I is I_t here. D sees
+    the picture alone, as in the authors' training code: the pose is the business of L_pix and L_pp. form
+    "wgan-gp" (authors' training code): -E[D(I_t)] + E[D(I^)], with loss_gp beside it. real, fake: unbounded
+    scores of any shape. Scalar.
     """
     return common.GAN_LOSSES[form][0](real, fake)
 
@@ -298,8 +302,8 @@ def loss_adv_D(real, fake, form="hinge"):
 def loss_gp(D, I_t, I_hat):
     """[2.3.1]  GP = E[(||grad D(x^)||_2 - 1)^2],   x^ = a I_t + (1 - a) I^,   a ~ U(0, 1)
 
-    For wgan-gp. One a and one norm a picture, the gradient of the sum of the patch scores. Reaches D only.
-    Weight: lambda_gp
+    For wgan-gp. One a and one norm a picture, the gradient of the sum of the patch scores. Its gradient
+    reaches D only. Weight: lambda_gp
     """
     return common.gradient_penalty(D.forward, I_t, I_hat)
 
@@ -405,7 +409,7 @@ def train(cfg):
     torch.manual_seed(cfg.seed)
     data, held_out = make_data(cfg), make_data(cfg, test=True)
     G, D = build(cfg)
-    Phi, Psi = FaceFeatures(cfg), Perception(cfg)
+    Phi, Psi = FaceFeatures(cfg), Perception(cfg)                      # frozen; Phi: who it is; Psi: maps
     if cfg.weights:
         load_weights(G, checkpoint(cfg.weights)["nets"].get("G", {}), cfg.weights)
     say(f"{len(data)} pictures; G {common.n_parameters(G):,} parameters, D {common.n_parameters(D):,}, "
@@ -420,7 +424,7 @@ def train(cfg):
     for step, (I, H_i, I_t, H_t, H_n) in run.batches(cfg.batch_size):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
 
-        # 1. D: real above +1, generated below -1
+        # 1. D: real above generated (hinge: above +1, below -1)
         with autocast(cfg):
             I_hat, _ = G(I, H_t)
             real = D(I_t)
@@ -432,7 +436,8 @@ def train(cfg):
         opt_D.step()
         losses |= logged(D=L_D)
 
-        # 2. G: fool D, meet the true picture, come back, let two routes meet, stay the same person
+        # 2. G: fool D, meet the true picture, to Psi as well, stay the same person, be smooth; come back, and
+        #    let two routes meet
         if step % cfg.d_steps == 0:
             with frozen(D), autocast(cfg):
                 fake = D(I_hat)
@@ -454,7 +459,7 @@ def train(cfg):
                     I_via, _ = G(I_hat, H_n)
                     I_direct, _ = G(I, H_n)
                 L_triple = loss_triple(I_via, I_direct)                                      # 2.3.4
-            L_G = (cfg.lambda_adv * L_adv + cfg.lambda_pix * L_pix                           # 2.3.7
+            L_G = (cfg.lambda_adv * L_adv + cfg.lambda_pix * L_pix                           # weights: 2.3.7
                    + w * cfg.lambda_self * L_self + w * cfg.lambda_triple * L_triple
                    + cfg.lambda_id * L_id + cfg.lambda_pp * L_pp + cfg.lambda_tv * L_tv)
             opt_G.zero_grad()

@@ -1,13 +1,13 @@
 """IACycleGAN: photo and sketch, synthesis and recognition improving each other.
 
 Yuke Fang, Weihong Deng, Junping Du, Jiani Hu. "Identity-Aware CycleGAN for Face Photo-Sketch Synthesis and
-Recognition", Pattern Recognition 2020, arXiv 2103.16019. No code of the authors is public. Readers' questions
-are answered in notebooks/04_iacyclegan.ipynb.
+Recognition", Pattern Recognition 2020, arXiv 2103.16019. No code of the authors is public. Questions of
+readers are answered in notebooks/04_iacyclegan.ipynb.
 
-The idea. CycleGAN between photos X and sketches Y learns a look, not a person. So a face recogniser of each
-modality judges as well: what G_X draws of a photo must look to the recogniser of sketches like the real
-sketch of the same person. Then the recognisers are tuned with triplets of real and generated pictures, the
-generators are trained anew with the better recognisers, and so on.
+The idea. CycleGAN between photos X and sketches Y (round 0) learns a look, not a person. Its pictures and
+the real ones tune a face recogniser of each modality, with triplets. In round 1 the generators are trained
+anew, and the recognisers judge as well: what G_X draws of a photo must look to the recogniser of sketches
+like the real sketch of the same person. Then the recognisers are tuned again, and so on.
 
 The claim. Better sketches and photos (SSIM, FSIM) and better recognition across the two than CycleGAN, and
 each round better than the one before. We could not read the paper's tables. --ablate measures the claim on
@@ -29,13 +29,13 @@ Run it:
 
 Differs from the paper, because:
     lambda_idp    the paper's 3e7 fits no usual norm of features. Here features have length 1, and the weight
-                  makes [idp] as heavy as [cyc] before the first step; the arithmetic is printed
+                  makes [idp] as heavy as [cyc] before a round's first step (so rounds differ); it is printed
+    epochs        as many steps; people are drawn with replacement
 The paper is silent, or we could not read it; here:
     adversarial   least squares, as in CycleGAN's code
     mapping       CycleGAN's identity loss: G_X shown a sketch leaves it as it is
     triplets      margin 0.2 on features of length 1, every triplet of a batch
-    pairs         by person, not by pixel: each picture is cropped and mirrored on its own
-    rounds        generators start from scratch in every round, recognisers go on
+    pairs         by person, not by pixel; generators start from scratch in every round, recognisers go on
 """
 import copy
 from dataclasses import dataclass, replace
@@ -82,7 +82,7 @@ class Config(Settings):
     margin: float = .2                # ours: FaceNet's; the paper does not say
     # training
     rounds: int = 2                   # ours: rounds after CycleGAN; the paper's chain, tuning twice, is 1
-    epochs: int = 200                 # the paper: 100 constant, 100 to zero; in every round
+    epochs: int = 200                 # the paper: 100 constant, 100 to zero; here in every round
     steps: int = 0                    # ours: of the generators in every round; 0 = epochs
     batch_size: int = 1               # CycleGAN
     lr: float = 2e-4                  # the paper
@@ -226,7 +226,7 @@ class Recogniser(nn.Module):
     """phi: faces [B, 3, S, S] in [-1, 1] -> features [B, n], of any length.
 
     VGG-Face where cfg.vgg_face names its weights; else a small recogniser of toy people of its own, which has
-    seen no sketch. In tuning, too, batch norm keeps its statistics. load=False: the weights follow.
+    seen no sketch. In tuning, too, it is in eval mode. load=False: the weights follow.
     """
 
     def __init__(self, cfg, load=True):
@@ -296,7 +296,7 @@ def loss_tri(f, who, margin=.2):
 
     f: [M, n] features, made of length 1 here; who: [M], whose they are. a and p are of one person, n of
     another: every such triplet of the batch. With the hardest p and n alone all features ran together into
-    one point, where the loss is alpha and has no slope. Weight: margin
+    one point, where the loss is alpha and has no slope. alpha is cfg.margin.
     """
     who, f = who.to(f.device, non_blocking=True), F.normalize(f)
     distance, same = 2 - 2 * f @ f.T, who[:, None] == who[None, :]
@@ -336,16 +336,15 @@ def start(cfg):
 
 
 def of_round(cfg, r):
-    """The settings of round r, in a folder of its own. Those that do not concern its generators are alike."""
+    """The settings of round r, in a folder of its own. What only `train` reads is alike in all chains."""
     one = replace(cfg, run=f"{cfg.run}/round{r}", rounds=0, first=1., tuned=True, warm_recogniser=False)
     if r == 0:
         one.steps, one.identities = max(1, round(cfg.steps * cfg.first)), "right"
     return one
 
 
-# What the checkpoint of a round does not tell
 OF_RECOGNISERS = ("tuned", "warm_recogniser", "recogniser_steps", "recogniser_lr", "recogniser_people",
-                  "margin")
+                  "margin")                                            # no round's checkpoint tells these
 
 
 def train(cfg):
@@ -369,7 +368,7 @@ def train(cfg):
 
 
 def train_a_round(cfg):
-    """Round 1 alone, with untuned recognisers: a round that has an identity loss. Returns G_X, G_Y."""
+    """For --bench: round 1 alone, with untuned recognisers. It has an identity loss. Returns G_X, G_Y."""
     cfg, data, held_out, phi = start(cfg)
     return train_generators(of_round(cfg, 1), phi, data, held_out)
 
@@ -377,7 +376,7 @@ def train_a_round(cfg):
 def train_generators(cfg, phi, data, held_out):
     """A round of synthesis, from scratch: CycleGAN, and [idp] with phi = (phi_X, phi_Y). Returns G_X, G_Y."""
     torch.manual_seed(cfg.seed)
-    data = Pairs(cfg, data.X, data.Y)                                  # its generator starts anew
+    data = Pairs(cfg, data.X, data.Y)                                  # so that its random numbers start anew
     G_X, G_Y, D_X, D_Y = to_device(cfg, *build(cfg))
     phi_X, phi_Y = phi or (None, None)
     lambda_idp = calibrated(cfg, G_X, G_Y, phi_X, phi_Y, data) if phi else 0.
@@ -389,11 +388,12 @@ def train_generators(cfg, phi, data, held_out):
     shown = fixed_batch(held_out)
 
     # Losses that train the generators are named after the one that draws: G_X's (photo -> sketch) end in _X,
-    # G_Y's in _Y. A cycle is named after its first generator. L_D_X and L_D_Y train D_X and D_Y.
+    # G_Y's in _Y, cycles after their first generator. L_D_X, L_D_Y train D_X, D_Y: L_D_Y opposes L_adv_X.
+    # y_of_person is y, cropped and mirrored anew (--identities shuffled: another person's).
     for step, (x, y, x_of_person, y_of_person) in run.batches(cfg.batch_size):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
 
-        # 1. G_X and G_Y: like the artist's, of this person, and the photo can be found again
+        # 1. G_X and G_Y: like real ones, of this person, with a way back; what is a sketch already stays
         with frozen(D_X, D_Y), autocast(cfg):
             y_fake = G_X(x)
             x_back = G_Y(y_fake)
@@ -415,21 +415,21 @@ def train_generators(cfg, phi, data, held_out):
                 f_x_fake = phi_X(x_fake)
             L_idp_X = loss_idp(f_y, f_y_fake, cfg.idp)                                       # [idp]
             L_idp_Y = loss_idp(f_x, f_x_fake, cfg.idp)                                       # [idp]
-        L_G = (L_adv_X + L_adv_Y + cfg.lambda_cyc * (L_cyc_X + L_cyc_Y)
+        L_G = (L_adv_X + L_adv_Y + cfg.lambda_cyc * (L_cyc_X + L_cyc_Y)                      # the total
                + lambda_idp * (L_idp_X + L_idp_Y) + cfg.lambda_map * (L_map_X + L_map_Y))
         opt_G.zero_grad()
         L_G.backward()
         opt_G.step()
 
         # 2. D_X and D_Y: real pictures 1; generated ones, new or from the pool, 0
-        y_old = pool_Y(y_fake.detach())
-        x_old = pool_X(x_fake.detach())
+        y_pooled = pool_Y(y_fake.detach())
+        x_pooled = pool_X(x_fake.detach())
         with autocast(cfg):
             score_y = D_Y(y)
-            score_y_old = D_Y(y_old)
+            score_y_pooled = D_Y(y_pooled)
             score_x = D_X(x)
-            score_x_old = D_X(x_old)
-        L_D_X, L_D_Y = loss_adv_D(score_x, score_x_old), loss_adv_D(score_y, score_y_old)    # [adv]
+            score_x_pooled = D_X(x_pooled)
+        L_D_X, L_D_Y = loss_adv_D(score_x, score_x_pooled), loss_adv_D(score_y, score_y_pooled)    # [adv]
         L_D = L_D_X + L_D_Y
         opt_D.zero_grad()
         L_D.backward()
@@ -547,11 +547,11 @@ def one_way(G, D, source, target, suffix):
 
 @torch.no_grad()
 def sample_grid(G_X, G_Y, shown):
-    """Photo, drawn sketch, way back, true sketch; sketch, drawn photo, way back, true photo."""
+    """Photo, drawn sketch, way back, the artist's, drawn from memory; and the same from sketch to photo."""
     x, y = shown
     y_fake, x_fake = G_X(x), G_Y(y)
-    columns = {"photo": x, "G_X(x)": y_fake, "G_Y(G_X(x))": G_Y(y_fake), "true sketch": y,
-               "sketch": y, "G_Y(y)": x_fake, "G_X(G_Y(y))": G_X(x_fake), "true photo": x}
+    columns = {"photo": x, "G_X(x)": y_fake, "G_Y(G_X(x))": G_Y(y_fake), "artist's sketch": y,
+               "sketch": y, "G_Y(y)": x_fake, "G_X(G_Y(y))": G_X(x_fake), "real photo": x}
     return grid(list(columns.values()), list(columns), scale=max(1, 128 // x.shape[-1]))
 
 

@@ -83,9 +83,10 @@ class Config(Settings):
     lambda_rec: float = 10.           # section 3.1
     lambda_gp: float = 10.            # section 4
     lambda_triple: float = 0.         # off: not this paper's; the authors of the triple loss: 10
+    lambda_copy: float = 30.          # ours: in the first copy_steps only
     # training
-    copy_steps: int = 0               # ours, off: first steps, in which G learns to give back its input
-    steps: int = 200_000              # authors' code, D's steps; the paper's 20 epochs of CelebA are 250,750
+    copy_steps: int = 0               # ours, off: of the steps, the first, in which G learns to copy
+    steps: int = 200_000              # authors' code; paper: 20 epochs of CelebA 250,750, 200 of RaFD 54,270
     batch_size: int = 16              # section 5.3
     n_critic: int = 5                 # section 5.3: D's steps for one of G
     lr: float = 1e-4                  # section 5.3
@@ -99,7 +100,7 @@ class Config(Settings):
 SMALL = dict(
     image_size=48, width=32, residual_blocks=3, d_width=16, d_layers=4,    # small but wide paints better
     people=4000, studio=200, walls=0.,      # one wall, one light: their colours are what G forgets first
-    copy_steps=600,                         # else G finds negatives first, whose negative is the picture
+    copy_steps=600,                         # else G may paint inverted colours: inverted twice they are right
     batch_size=8, n_critic=2, steps=10_000, lr=7e-4, lambda_rec=30.,       # few steps, so large ones
 )
 # Minutes on a GPU, hours on two cores. All of it is ours.
@@ -219,9 +220,9 @@ def make_data(cfg, test=False):
 # ============================================================================================ labels
 
 def unified_label(label, d, sizes):
-    """[(7)]  c~ = [c_1, ..., c_n, m]:   c_d is known, zeros for other sets' labels, m one-hot over the sets
+    """[(7)]  c~ = [c_1, ..., c_n, m]:   c_d is known, zeros for other sets' labels, m one-hot over the n sets
 
-    label: [B, n_d] of data set d; sizes: (n_1, ..., n_D). Returns [B, sum n + D]. One set needs no mask.
+    label: [B, n_d] of set d; sizes: labels of each set. Returns [B, sum of sizes + n]; one set has no mask.
     """
     if len(sizes) == 1:
         return label
@@ -231,7 +232,7 @@ def unified_label(label, d, sizes):
 
 
 def shuffled(label):
-    """The labels of a batch in another order: label combinations that occur, never two hair colours."""
+    """Authors' code (paper: "random"): the labels of a batch in another order, so never two hair colours."""
     return label[torch.randperm(len(label)).to(label.device, non_blocking=True)]
 
 
@@ -290,7 +291,7 @@ class Discriminator(PatchGAN):
 
     def forward(self, x):
         h = self.trunk(x)
-        return self.head(h).float(), self.cls(h).flatten(1).float()
+        return self.head(h).float(), self.cls(h).flatten(1).float()    # D_src, D_cls
 
 
 # ============================================================================================ losses
@@ -310,18 +311,18 @@ def loss_gp(D, x_real, x_fake):
 
     One a and one norm a picture, over all its pixels. As in the authors' code the gradient is that of the
     *sum* of the patch scores, while the loss takes their mean: with P patches that mean is driven to be
-    1/P-Lipschitz. Reaches D only. Weight: lambda_gp
+    1/P-Lipschitz. Its gradient reaches D only. Weight: lambda_gp
     """
     return common.gradient_penalty(lambda x_hat: D.forward(x_hat)[0], x_real, x_fake)
 
 
 def loss_adv_G(src_fake):
-    """[(8)]  the part of L_adv that depends on G: -E[D_src(G(x, c))], minimised by G."""
+    """[(8)]  G's side: -E[D_src(G(x, c))], minimised by G. Without GP, as in the authors' code."""
     return common.wgan_G(src_fake)
 
 
 def classification(logits, label, exclusive):
-    """-log D_cls(label | x): softmax for classes; for attributes a sigmoid each, *summed*; batch mean."""
+    """-log D_cls(label | x): softmax for classes; for attributes a sigmoid each, *summed* (authors' code)."""
     if exclusive:
         return F.cross_entropy(logits, label.argmax(1))
     return F.binary_cross_entropy_with_logits(logits, label, reduction="sum") / len(label)
@@ -357,7 +358,7 @@ def loss_triple(x_via, x_direct):
     """[triple]  L_triple = || G(G(x, c), c'') - G(x, c'') ||_1
 
     Two edits must end where the second alone ends. Not this paper's: GANnotation's, in the form that its
-    authors gave for StarGAN, with c'' from a second permutation. Reaches both routes. Weight: lambda_triple
+    authors gave for StarGAN, with c'' from a second permutation. Weight: lambda_triple
     """
     return (x_via - x_direct).abs().mean()
 
@@ -402,10 +403,10 @@ def train(cfg):
     for step, batches in run.batches(cfg.batch_size):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
         for d, (x_real, label_org) in enumerate(batches):              # one set after the other: section 3.2
-            exclusive = data.sets[d].exclusive
+            exclusive, suffix = data.sets[d].exclusive, "_2" if d else ""
             label_trg = shuffled(label_org)
-            c_org = unified_label(label_org, d, data.sizes)                                      # (7)
-            c_trg = unified_label(label_trg, d, data.sizes)                                      # (7)
+            c_org = unified_label(label_org, d, data.sizes)                                      # c', (7)
+            c_trg = unified_label(label_trg, d, data.sizes)                                      # c, (7)
 
             # 1. D: real above generated, and the labels of real pictures -------------------------- (5)
             with autocast(cfg):
@@ -419,9 +420,9 @@ def train(cfg):
             opt_D.zero_grad()
             L_D.backward()
             opt_D.step()
-            losses |= logged("_2" * d, adv_D=L_adv_D, gp=L_gp, cls_real=L_cls_real, D=L_D)
+            losses |= logged(suffix, adv_D=L_adv_D, gp=L_gp, cls_real=L_cls_real, D=L_D)
             if step % cfg.n_critic:
-                continue
+                continue                                               # with the next set
 
             # 2. G, once for n_critic steps of D: fool it, show the label, find the way back ------- (6)
             with frozen(D), autocast(cfg):
@@ -436,11 +437,13 @@ def train(cfg):
                 with autocast(cfg):
                     x_via = G(x_fake, c_third)
                     x_direct = G(x_real, c_third)
-                L_G = L_G + cfg.lambda_triple * loss_triple(x_via, x_direct)                     # [triple]
+                L_triple = loss_triple(x_via, x_direct)                                          # [triple]
+                L_G = L_G + cfg.lambda_triple * L_triple
+                losses |= logged(suffix, triple=L_triple)
             opt_G.zero_grad()
             L_G.backward()
             opt_G.step()
-            losses |= logged("_2" * d, adv_G=L_adv_G, cls_fake=L_cls_fake, rec=L_rec, G=L_G)
+            losses |= logged(suffix, adv_G=L_adv_G, cls_fake=L_cls_fake, rec=L_rec, G=L_G)
 
         if run.logs(step):
             run.log(step, **health(G, shown), **losses)
@@ -452,15 +455,15 @@ def train(cfg):
 def learn_to_copy(cfg, run, data, G, opt_G):
     """Ours, before the paper's training and off in its recipe: G learns to give back its input.
 
-    Instance norm removes the absolute colours; a short training would spend itself on finding them. The
-    weight is that of the way back, or Adam's steps would be too large when the paper's objective takes over.
+    Instance norm removes the absolute colours, and a short training has no time to find them by the cycle.
+    The weight is large, since Adam, which divides by past gradients, would leap at the paper's objective.
     """
     for step, batches in run.batches(cfg.batch_size, until=cfg.copy_steps):
         L_copy = 0.
         for d, (x_real, label_org) in enumerate(batches):
             with autocast(cfg):
                 x_same = G(x_real, unified_label(label_org, d, data.sizes))
-            L_copy = L_copy + cfg.lambda_rec * (x_same - x_real).abs().mean()
+            L_copy = L_copy + cfg.lambda_copy * (x_same - x_real).abs().mean()
         opt_G.zero_grad()
         L_copy.backward()
         opt_G.step()
@@ -471,8 +474,7 @@ def learn_to_copy(cfg, run, data, G, opt_G):
 def fixed_batch(held_out, n=6):
     """The held-out pictures that every log line and grid shows: x [n, 3, S, S], c_org [n, n_c], columns.
 
-    They are of the first set. columns: each label of every set, (name, c [n, n_c], truth [n, 3, S, S] or
-    None).
+    They are of the first set. columns: each label of every set, (name, c [n, n_c], truth or None).
     """
     s, device, columns = held_out.sets[0], held_out.cfg.device, []
     index = torch.linspace(0, len(s.labels) - 1, n).round().long()

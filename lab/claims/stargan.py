@@ -310,9 +310,10 @@ def ablate(cfg):
     changes, jobs = {name: change for part in parts for name, change in PARTS[part].items()}, {}
     for seed in SEEDS:
         for name, change in changes.items():
-            steps = max(1, cfg.steps // len(OTHERS)) if name.startswith("pair") else cfg.steps
             run = str(folder / f"{name.replace(' ', '-')}-{seed}")
-            jobs[name, seed] = dataclasses.replace(base, seed=seed, run=run, steps=steps, **change)
+            jobs[name, seed] = one = dataclasses.replace(base, seed=seed, run=run, **change)
+            if name.startswith("pair"):                                # as many pictures in all
+                one.steps, one.copy_steps = max(1, cfg.steps // len(OTHERS)), cfg.copy_steps // len(OTHERS)
     study = claims.Ablation(jobs)
     first = dataclasses.replace(base, toy="both" if set(parts) & {"joint", "pairwise"} else "attributes")
     judges_of(first, stargan.make_data(first, test=True))                 # before the processes all make them
