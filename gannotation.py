@@ -39,6 +39,7 @@ no mask, no identity loss) than the paper's and their published generator's:
     pairs         they draw source and third 51-200 frames from the target; here target and third from the
                   source I, with which the paper's losses begin
     optimiser     they decay weights (5e-4) and clip gradients at norm 1; the paper mentions neither
+    range         heatmaps in [0, 1], as in their demo; their line drawings lie in [-1, 1]
     wgan-gp       --adversarial wgan-gp changes the loss alone; they add --d-steps 4 --betas .5 .9
 """
 from dataclasses import dataclass

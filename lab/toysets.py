@@ -16,17 +16,17 @@ ONE_WALL = dict(background=1., light=[.45, -.3, .84], light_strength=.6)
 
 
 def wild(cfg, count, seed):
-    """`count` people anywhere, one picture each, any expression: (names of attributes, faces, labels [N,
-    n])."""
+    """`count` people anywhere, one picture each, any expression: (names, faces, labels [N, n])."""
     # they have no sex
     names = tuple("Beard" if name == "Male" else name for name in cfg.attributes)
     for name in names:
         if name not in toyfaces.ATTRIBUTES:
             raise UserError(f"--attributes {name}: toy faces have {', '.join(toyfaces.ATTRIBUTES)}")
-    faces = toyfaces.sample(count, seed, cfg.device, pose=cfg.pose)
+    makeup = cfg.variety > 0 or "Makeup" in names
+    faces = toyfaces.sample(count, seed, cfg.device, pose=cfg.pose, makeup=makeup)
     age = torch.where(faces.age < .5, .6 * faces.age, .7 + .6 * (faces.age - .5))              # young or old
     # close, as CelebA
-    faces = faces.set(zoom=1.25, age=age).alike(cfg.walls, **ONE_WALL)
+    faces = faces.set(zoom=1.25, age=age).alike(cfg.variety, **ONE_WALL)
     labels = toyfaces.attributes(faces)[:, [toyfaces.ATTRIBUTES.index(name) for name in names]]
     return names, faces, labels.cpu()
 
@@ -36,7 +36,7 @@ def studio(cfg, count, seed):
     names = class_names(cfg.classes, EXPRESSIONS)
     people = toyfaces.sample(count, seed, cfg.device, pose=.15, expression=False, makeup=False)
     people = people.set(roll=0., shift=0., zoom=1.25, background=.7, light=[0., -.3, .954], light_strength=.4)
-    people = people.alike(cfg.walls, **ONE_WALL)
+    people = people.alike(cfg.variety, **ONE_WALL)
     neutral, g = people.express("neutral"), torch.Generator().manual_seed(seed)
     strength = (.85 + .3 * torch.rand(count, generator=g)).to(cfg.device)
     shows = []

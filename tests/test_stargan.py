@@ -385,17 +385,23 @@ def test_train_and_test_people_differ(tiny):
     assert not any((train.images == picture).flatten(1).all(1).any() for picture in test.images)
 
 
-def test_without_walls_nothing_but_the_faces_tells_the_toy_sets_apart(tiny):
-    for walls in (0.0, 1.0):
-        wild, studio = (
-            make(dataclasses.replace(tiny, walls=walls), 8, 5)[1] for make in (toysets.wild, toysets.studio)
-        )
+def test_without_variety_nothing_but_the_faces_tells_the_toy_sets_apart(tiny):
+    for variety in (0.0, 1.0):
+        cfg = dataclasses.replace(tiny, variety=variety)
+        wild, studio = (make(cfg, 8, 5)[1] for make in (toysets.wild, toysets.studio))
         for name in ("background", "light", "light_strength"):
             a, b = getattr(wild, name), getattr(studio, name)
-            assert torch.allclose(a, a[:1].expand_as(a)) == (walls == 0) and torch.allclose(
+            assert torch.allclose(a, a[:1].expand_as(a)) == (variety == 0) and torch.allclose(
                 b, b[:1].expand_as(b)
             )
-            assert torch.allclose(a[:1], b[:1]) == (walls == 0)
+            assert torch.allclose(a[:1], b[:1]) == (variety == 0)
+        assert wild.lip_alpha.any() == (variety > 0)
+
+
+def test_people_without_variety_wear_make_up_only_where_it_is_an_attribute(tiny):
+    cfg = dataclasses.replace(tiny, variety=0.0, attributes=("Makeup", "Young"))
+    _, faces, labels = toysets.wild(cfg, 40, 5)
+    assert torch.equal(faces.lip_alpha > 0, labels[:, 0] > 0) and 5 < labels[:, 0].sum() < 35
 
 
 def test_toy_labels_tell_the_truth(tiny):
@@ -672,11 +678,23 @@ def test_copying_comes_first_and_is_a_phase_of_its_own(tiny, updates):
 
 
 def test_learning_rate_falls_to_zero_after_the_last_step(tiny):
-    star.train(tiny)
+    star.train(dataclasses.replace(tiny, decay_from=0.5))
     saved = load_checkpoint(Path(tiny.run) / "last.pt")
     # 1, 1, 2/3, 1/3, and then 0
     assert saved["opts"]["G"]["param_groups"][0]["lr"] == pytest.approx(tiny.lr / 3)
     assert saved["about"] == [[["Black_Hair", "Blond_Hair", "Brown_Hair", "Beard", "Young"], False]]
+
+
+def test_copying_has_a_weight_of_its_own(tiny, tmp_path):
+    """Without the reconstruction loss G still learns to copy first, as in the ablation."""
+    runs, tiny = {}, dataclasses.replace(tiny, copy_steps=4)
+    for lambda_rec in (0.0, 10.0):
+        cfg = dataclasses.replace(tiny, lambda_rec=lambda_rec, run=str(tmp_path / str(lambda_rec)))
+        runs[lambda_rec] = star.train(cfg).state_dict()
+    torch.manual_seed(tiny.seed)
+    fresh = star.build(tiny, [5])[0].state_dict()
+    assert all(torch.equal(runs[0.0][k], runs[10.0][k]) for k in fresh)
+    assert not torch.equal(runs[0.0]["main.0.weight"], fresh["main.0.weight"])
 
 
 @pytest.mark.parametrize(

@@ -281,25 +281,19 @@ def across(cfg, G):
 
 
 def ablate(cfg):
-    """The paper's claims, on toy faces, three seeds; --part picks one. The thresholds were set before
-    running.
+    """The paper's claims, on toy faces, three seeds; --part picks one. Thresholds were set before running.
 
     recipe    translations under new attributes: at most 15 % misread in every seed (real pictures under 3 %),
-    and L1
-              to the true counterfactual at most two thirds of that of copying the input.
+              and L1 to the true counterfactual at most two thirds of that of copying the input.
     joint     expressions on pictures of the set that has none, trained on both sets against the studio alone
-    (as many
-              steps, each on a batch of either set: twice the pictures), and with the wrong mask. Joint errs
-              less in every seed, and the wrong mask at least doubles its error.
+              (as many steps, each on a batch of either set: twice the pictures), and with the wrong mask.
+              Joint errs less in every seed, and the wrong mask at least doubles its error.
     pairwise  one G for eight expressions against a G for each pair neutral-other, as many pictures in all:
-    the one
-              errs at most as often in every seed.
+              the one errs at most as often in every seed.
     losses    without reconstruction the change outside what should change is at least 1.5 times as large;
-    without
-              classification at least half of the labels are not seen.
+              without classification at least half of the labels are not seen.
     triple    five edits in a row: excess = error after them minus error of the direct edit. Smaller with the
-    triple
-              loss in every seed, and the direct error not worse by 10 %.
+              triple loss in every seed, and the direct error not worse by 10 %.
 
     Writes ablation.json, or ablation_<part>.json, and a .png beside it. An interrupted ablation continues.
     """
