@@ -24,7 +24,8 @@ from lab.machine import hardware, resolve_device
 from lab.run import data_folders
 
 MODES = {
-    "train": "train; an existing run is continued", "evaluate": "metrics on held-out faces",
+    "train": "train; a run is continued: to the bit on a processor, on CUDA as exactly as two runs agree",
+    "evaluate": "metrics on held-out faces",
     "ablate": "the paper's claim: with and without", "infer": "translate your own files",
     "demo": "pictures in seconds, from the generator that comes with the repository",
     "explain": "every equation, its function, weight and tests", "check": "what is under --data",
