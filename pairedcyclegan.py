@@ -13,7 +13,7 @@ right colours, the wrong face.
 
 The claim. CycleGAN learns one look for all; here the reference is followed, and D_S makes its detail follow.
 
-Equations (the order is the paper's; its numbers we could not confirm):
+Equations (the paper's order; its numbers we could not confirm); L in `train_region` is their weighted sum:
     [L_G] adversarial, made-up faces
     [L_F] adversarial, bare faces
     [L_I] identity: the bare face again
@@ -31,13 +31,14 @@ Run it:
     python pairedcyclegan.py --infer star.jpg --remove                  the other way
 
 Differs from the paper, because:
-    skin        the paper's networks see one part each; here the skin's sees the face, under eyes and lips
+    regions     the paper's come from face parsing, eyes in circles; here squares placed upright by landmarks
+    skin        its network sees the whole face here; eyes and lips are laid over it
+    W           toned, make-up and all, by the ratio of the two skins; the paper's recipe may blend by Poisson
     blending    the paper pastes by Poisson's equation; here G's change is added, and the rest stays as it is
     warm-up     the paper takes F from a CycleGAN; here F learns first, with a G that sees no reference
+    together    the paper trains F and G in turns after the warm-up; here one step moves both
     logarithms  as in the paper, but G and F minimise the usual non-saturating form
-The paper is silent, or we could not read it; here:
-    sizes       widths, learning rate, batch size and the ramp of the weights are ours
-    crops       upright by landmarks: G sees 41 pixels and cannot fetch a colour from farther away
+Unknown, so ours: widths, learning rate, batch size, the weights' ramp; that D_Y is not shown W as false.
 """
 import dataclasses
 import shutil
@@ -85,8 +86,8 @@ class Config(Settings):
     pairs: str = choice("warp", "true")      # the paper: warp; true = toy faces only, the truth itself
     # training
     warm_up: float = .1               # ours: share of the steps for F first, and again as much for G alone
-    ramp_from: float = .25            # ours (unconfirmed: 50 of 200 epochs): from here on to lambda_adv_end
-    epochs: int = 200                 # ours (likewise)
+    ramp_from: float = .25            # ours (unconfirmed: 50 of 200 epochs), of all steps: then the ramp
+    epochs: int = 200                 # ours (unconfirmed: 200)
     steps: int = 0                    # ours: 0 = epochs
     batch_size: int = 1               # ours: CycleGAN's
     lr: float = 1e-4                  # ours: unconfirmed as the paper's
@@ -198,7 +199,7 @@ class Pairs:
             return value.to(device, non_blocking=True).expand(batch_size)
 
         mirror = one_for_all(-1, 1) > 0
-        turn = one_for_all(-15, 15) if self.region == "eyes" else None           # a disc may turn
+        turn = one_for_all(-15, 15) if self.region == "eyes" else None           # the paper's circles, too
         x, y = self.cut(self.bare, i, mirror, turn)[0], self.cut(self.made, j, mirror, turn)[0]
         pair = self.true if self.cfg.pairs == "true" else self.warped
         return x, y, pair(i, j, mirror, turn) if self.cfg.lambda_P else x        # without D_S nobody needs w
@@ -261,7 +262,7 @@ class Generator(nn.Module):
     """G (inputs=2: source and reference) and F (inputs=1): the source plus the change that is drawn.
 
     A stem for each picture, residual blocks of dilation 1, 2, 4, a convolution of dilation 2 against the grid
-    that these leave, and the change. No stride: nothing has to lie on the same pixel twice. 1,055,491
+    that these leave, and the change. No U-Net: its skips assume x and y aligned to the pixel. 1,055,491
     parameters, G and F alike. forward(x [B, 3, H, W], y or nothing) -> [B, 3, H, W], in [-1, 1].
     """
 
@@ -281,7 +282,7 @@ class Generator(nn.Module):
         return (x + change.float()).clamp(-1, 1)
 
     def receptive_field(self):
-        """Side of the square of input pixels that one output pixel sees: 41."""
+        """Side of the square that one output pixel sees: 41. A colour 21 px away is out of reach."""
         return common.receptive_field(nn.Sequential(self.stems[0], self.trunk))
 
 
@@ -325,7 +326,7 @@ def loss_I(x, x_back):
 def loss_S(y, y_back):
     """[L_S]  E ||G(F(y), G(x, y)) - y||_1: the reference again; source F(y), style that of the *result*.
 
-    With G's two arguments swapped an identity map would do. Weight: lambda_S
+    So the result must carry the style. (L_I = L_S = 0 without any change: D forbids it.) Weight: lambda_S
     """
     return (y_back - y).abs().mean()
 
@@ -424,18 +425,18 @@ def train_region(cfg, data, held_out):
         with frozen(D_X, D_Y, D_S), autocast(cfg):
             y_fake = G(x, y)
             x_fake = F(y)
-            x_seen, y_goal = add_noise(cfg.noise, x_fake, y)           # ours, off: the same noise on both
-            y_seen, x_goal = add_noise(cfg.noise, y_fake, x)           # ours, off
+            x_seen, y_goal = add_noise(cfg.noise, x_fake, y)           # ours: 0 in Config, on in SMALL
+            y_seen, x_goal = add_noise(cfg.noise, y_fake, x)           # the same noise on both
             x_back = F(y_seen)
             y_back = G(x_seen, y_seen)
-            made_up = D_Y(y_fake)
-            bare = D_X(x_fake)
-            same = D_S(y, y_fake)
-        L_G = loss_G_G(made_up)                                                                  # [L_G]
-        L_F = loss_F_F(bare)                                                                     # [L_F]
+            score_made_up = D_Y(y_fake)
+            score_bare = D_X(x_fake)
+            score_same = D_S(y, y_fake)
+        L_G = loss_G_G(score_made_up)                                                            # [L_G]
+        L_F = loss_F_F(score_bare)                                                               # [L_F]
         L_I = loss_I(x_goal, x_back)                                                             # [L_I]
         L_S = loss_S(y_goal, y_back)                                                             # [L_S]
-        L_P = loss_P_G(same)                                                                     # [L_P]
+        L_P = loss_P_G(score_same)                                                               # [L_P]
         L_R = loss_R(x, y_fake)                                                                  # [L_R]
         L = (lambda_adv * L_G + lambda_adv * L_F + cfg.lambda_I * L_I + cfg.lambda_S * L_S
              + lambda_adv * cfg.lambda_P * L_P + cfg.lambda_R * L_R)
@@ -451,11 +452,11 @@ def train_region(cfg, data, held_out):
             bare_fake = D_X(x_fake.detach())
             same_real = D_S(y, w)
             same_fake = D_S(y, y_fake.detach())
-            same_other = D_S(y.roll(1, 0), w) if cfg.mismatch else None                          # ours, off
+            same_other = D_S(y.roll(1, 0), w) if cfg.mismatch else None         # ours: on in SMALL
         L_D_Y = loss_G_D(made_up_real, made_up_fake)                                             # [L_G]
         L_D_X = loss_F_D(bare_real, bare_fake)                                                   # [L_F]
         L_D_S = loss_P_D(same_real, same_fake, same_other)                                       # [L_P]
-        L_D = L_D_Y + L_D_X + (L_D_S if cfg.lambda_P else 0.)          # lambda_P = 0: there is no D_S
+        L_D = L_D_Y + L_D_X + (L_D_S if cfg.lambda_P else 0.)          # lambda_P = 0: D_S is not trained
         opt_D.zero_grad()
         L_D.backward()
         opt_D.step()
@@ -469,7 +470,7 @@ def train_region(cfg, data, held_out):
 
 
 def warm_up_F(cfg, run, G, F, D_X, D_Y, opt_GF, opt_D, shown):
-    """Ours, for what the paper has from a CycleGAN: F learns to take make-up off.
+    """Ours, for what the paper has from a CycleGAN: F learns to take make-up off. So do G, D_X and D_Y.
 
     G sees no reference, G(x, x), and F learns from its way back to x. There is no way back to y: F would have
     to keep in F(y) what such a G cannot know, the make-up.
@@ -481,9 +482,9 @@ def warm_up_F(cfg, run, G, F, D_X, D_Y, opt_GF, opt_D, shown):
             x_fake = F(y)
             y_seen, x_goal = add_noise(cfg.noise, y_fake, x)
             x_back = F(y_seen)
-            made_up = D_Y(y_fake)
-            bare = D_X(x_fake)
-        L_G, L_F = loss_G_G(made_up), loss_F_F(bare)                                      # [L_G], [L_F]
+            score_made_up = D_Y(y_fake)
+            score_bare = D_X(x_fake)
+        L_G, L_F = loss_G_G(score_made_up), loss_F_F(score_bare)                          # [L_G], [L_F]
         L_I, L_R = loss_I(x_goal, x_back), loss_R(x, y_fake)                              # [L_I], [L_R]
         L = adversarial_weight(cfg, step) * (L_G + L_F) + cfg.lambda_I * L_I + cfg.lambda_R * L_R
         opt_GF.zero_grad()
@@ -503,7 +504,7 @@ def warm_up_F(cfg, run, G, F, D_X, D_Y, opt_GF, opt_D, shown):
 
 
 def warm_up_G(cfg, run, G, F, D_X, D_Y, D_S, opt_GF, opt_D, shown):
-    """Ours, for as many steps as F had: G learns the paper's objective, while F stays as it is."""
+    """Ours, for as many steps as F had: G learns the paper's objective but [L_F]; F stays, the D's learn."""
     for step, (x, y, w) in run.batches(cfg.batch_size, until=int(2 * cfg.warm_up * cfg.steps)):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
         with frozen(F, D_X, D_Y, D_S), autocast(cfg):
@@ -513,9 +514,9 @@ def warm_up_G(cfg, run, G, F, D_X, D_Y, D_S, opt_GF, opt_D, shown):
             y_seen, x_goal = add_noise(cfg.noise, y_fake, x)
             x_back = F(y_seen)
             y_back = G(x_seen, y_seen)
-            made_up = D_Y(y_fake)
-            same = D_S(y, y_fake)
-        L_G, L_P = loss_G_G(made_up), loss_P_G(same)                                      # [L_G], [L_P]
+            score_made_up = D_Y(y_fake)
+            score_same = D_S(y, y_fake)
+        L_G, L_P = loss_G_G(score_made_up), loss_P_G(score_same)                          # [L_G], [L_P]
         L_I, L_S, L_R = loss_I(x_goal, x_back), loss_S(y_goal, y_back), loss_R(x, y_fake)
         L = (adversarial_weight(cfg, step) * (L_G + cfg.lambda_P * L_P) + cfg.lambda_I * L_I
              + cfg.lambda_S * L_S + cfg.lambda_R * L_R)
@@ -524,7 +525,7 @@ def warm_up_G(cfg, run, G, F, D_X, D_Y, D_S, opt_GF, opt_D, shown):
         opt_GF.step()
         with autocast(cfg):
             made_up_real, made_up_fake = D_Y(y), D_Y(y_fake.detach())
-            bare_real, bare_fake = D_X(x), D_X(x_fake)
+            bare_real, bare_fake = D_X(x), D_X(x_fake)                 # F is frozen: nothing to detach
             same_real, same_fake = D_S(y, w), D_S(y, y_fake.detach())
             same_other = D_S(y.roll(1, 0), w) if cfg.mismatch else None
         L_D_Y, L_D_X = loss_G_D(made_up_real, made_up_fake), loss_F_D(bare_real, bare_fake)
@@ -540,7 +541,7 @@ def warm_up_G(cfg, run, G, F, D_X, D_Y, D_S, opt_GF, opt_D, shown):
 
 
 def add_noise(std, *pictures):
-    """The same normal noise on each picture, against signals hidden in them; std 0: as they are."""
+    """The same normal noise on source and target, as it comes through to the latter: hidden signals drown."""
     noise = std * torch.randn_like(pictures[0]) if std else 0.
     return [picture + noise for picture in pictures]
 

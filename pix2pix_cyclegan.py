@@ -16,7 +16,7 @@ The claims. P: from labels to photographs L1 + cGAN beats either alone, skips ma
 best trade (Tables 1-3). From photographs to labels L1 alone is better (section 4.6, Table 6). C: the GAN loss
 and both cycles are needed (Tables 4, 5; we could not confirm their digits).
 
-Equations (P (4), C (3) and C (4) are the objectives in `train_pix2pix` and `train_cyclegan`):
+Equations (P (4), C (3), C (4): the objectives, in `train_pix2pix`, `train_cyclegan`; "C 4" is a section):
     [P(1)] conditional adversarial
     [P(2)] unconditional adversarial, for comparison
     [P(3)] L1
@@ -35,8 +35,8 @@ Run it:
 
 Differs from the authors' codes, because:
     sampling       pictures are drawn with replacement; theirs go through a shuffled list
-    dropout        layers 1-3 of the decoder (P, Torch); the PyTorch code has it from the second one on
-    learning rate  falls to 0 in the second half (C, PyTorch); P and Torch keep it: --decay-from 1
+    dropout        layers 1-3 of the decoder (P and its Torch code); the PyTorch code: 2-4
+    learning rate  falls to 0 in the second half (C, PyTorch); P and its Torch code keep it: --decay-from 1
     identity loss  off; both codes have it always, C for paintings and flowers only: --lambda-idt 5
     D's loss       is halved (P 3.3, C's appendix, PyTorch); Torch halves only the number that it prints
 """
@@ -312,7 +312,7 @@ def loss_cgan_G(fake):
 def loss_L1(y, y_fake):
     """[P(3)]  L_L1(G) = E[|| y - G(x, z) ||_1]
 
-    The median of what y could be: right on the whole, blurred where x leaves it open. Weight: lambda_L1
+    Its best answer is the median of all y that fit x: blurred where x leaves it open. Weight: lambda_L1
     """
     return (y - y_fake).abs().mean()
 
@@ -394,7 +394,7 @@ def train_pix2pix(cfg, data, held_out, G, D):
 
         # 1. D: the real pair 1, the generated pair 0
         with autocast(cfg):
-            y_fake = G(x)
+            y_fake = G(x)                                              # z is the dropout inside G (P 3.1)
             score_real = D(seen_by_D(cfg, x, y))
             score_fake = D(seen_by_D(cfg, x, y_fake.detach()))
         L_D = loss_cgan_D(score_real, score_fake)                                            # P(1)
@@ -402,7 +402,7 @@ def train_pix2pix(cfg, data, held_out, G, D):
         L_D.backward()
         opt_D.step()
 
-        # 2. G: fool D, stay near y
+        # 2. G: fool D, which has just learned, stay near y. (frozen: the gradient passes D, to G)
         with frozen(D), autocast(cfg):
             score_fake = D(seen_by_D(cfg, x, y_fake))
         L_GAN = loss_cgan_G(score_fake)                                                      # P(1)
@@ -451,14 +451,14 @@ def train_cyclegan(cfg, data, held_out, G, F, D_X, D_Y):
         opt_G.step()
 
         # 2. D_Y and D_X: real pictures 1; generated ones, new or from the pool, 0
-        y_old = pool_Y(y_fake.detach())
-        x_old = pool_X(x_fake.detach())
+        y_pooled = pool_Y(y_fake.detach())
+        x_pooled = pool_X(x_fake.detach())
         with autocast(cfg):
             score_y = D_Y(y)
-            score_y_old = D_Y(y_old)
+            score_y_pooled = D_Y(y_pooled)
             score_x = D_X(x)
-            score_x_old = D_X(x_old)
-        L_D_Y, L_D_X = loss_lsgan_D(score_y, score_y_old), loss_lsgan_D(score_x, score_x_old)    # C(1)
+            score_x_pooled = D_X(x_pooled)
+        L_D_Y, L_D_X = loss_lsgan_D(score_y, score_y_pooled), loss_lsgan_D(score_x, score_x_pooled)    # C(1)
         L_D = L_D_Y + L_D_X                                                                  # C(3)
         opt_D.zero_grad()
         L_D.backward()
