@@ -1,9 +1,10 @@
 """--demo: pictures within seconds, drawn by the small generators that come with the repository.
 
-Their weights are notebooks/weights/<model>.pt, half precision: the medium recipe, trained on toy faces. The
-people in the pictures are others than those trained on.
+Their weights are notebooks/weights/<model>.pt, in half precision, trained on toy faces; `note` in a file says
+by which command, on which machine. The people in the pictures are others than those trained on.
 """
 import dataclasses
+import re
 from pathlib import Path
 
 import torch
@@ -49,22 +50,29 @@ def demo(paper, cfg):
         print(folder / name)
 
 
-def ship(last, path):
-    """Keep the generators of the checkpoint `last` in half precision at `path`, with what they come from.
-
-    Returns the bytes of the file. UserError if it is too large to come with the repository.
-    """
+def generators(last):
+    """The generators of the checkpoint `last` in half precision, with what they come from, as a checkpoint."""
     saved, told = load_checkpoint(last), read_json(Path(last).with_name("config.json"))
     nets = {name: {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
             for name, state in saved["nets"].items() if name.startswith(("G", "F"))}
     note = {k: told.get(k) for k in ("command", "hardware", "commit", "torch")}
-    kept = {k: saved[k] for k in ("paper", "step", "seconds", "config", "about")}
-    save_checkpoint(kept | {"nets": nets, "note": note}, path)
-    size = Path(path).stat().st_size
+    note["command"] = re.sub(r" --(run|cache) \S+", "", note["command"] or "")      # nobody else's folders
+    return {k: saved[k] for k in ("paper", "step", "seconds", "config", "about")} | {"nets": nets, "note": note}
+
+
+def ship(last, path):
+    """Keep the generators of the checkpoint `last` at `path`, for --demo. Returns the bytes of the file.
+
+    UserError if it is too large to come with the repository; what was there before stays.
+    """
+    new = Path(path).with_suffix(".new")
+    save_checkpoint(generators(last), new)
+    size = new.stat().st_size
     if size > MOST:
-        Path(path).unlink()
+        new.unlink()
         raise UserError(f"{last}: {size / 2 ** 20:.1f} MiB in half precision, expected at most "
                         f"{MOST / 2 ** 20:.0f}; train a narrower generator")
+    new.replace(path)
     return size
 
 

@@ -320,15 +320,11 @@ def collect(report):
 
 def half_precision(last):
     """The generators of a checkpoint in half precision, in a file beside it."""
-    import torch
+    from lab.demos import generators
+    from lab.files import save_checkpoint
 
-    saved, file = torch.load(last, map_location="cpu", weights_only=True), last.with_name("generators.pt")
-    nets = {
-        name: {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-        for name, state in saved["nets"].items()
-        if name.startswith(("G", "F"))
-    }
-    torch.save({k: v for k, v in saved.items() if k not in ("opts", "rng", "nets")} | {"nets": nets}, file)
+    file = last.with_name("generators.pt")
+    save_checkpoint(generators(last), file)
     return file
 
 
