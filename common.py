@@ -265,8 +265,7 @@ def heatmaps(points, size, sigma):
 
 
 def crop_box(points, tight=16.):
-    """The box around landmarks [B, n, 2] and a margin of `tight` per cent of its mean side (GANnotation's
-    crop).
+    """GANnotation's crop: the box around landmarks [B, n, 2] and `tight` per cent of its mean side.
 
     tight: a number or [B]. Returns low [B, 2], high [B, 2] in pixels, not clamped to any picture.
     """

@@ -110,8 +110,7 @@ def by_order(net, state):
 
 
 def beside(path, name):
-    """latest_net_G_A.pth -> latest_net_<name>.pth; None if there is none, or the file is not named like
-    that."""
+    """latest_net_G_A.pth -> latest_net_<name>.pth; None if it is not there, or named otherwise."""
     other = Path(re.sub(r"(.*net_)\w+?(\.\w+)$", rf"\g<1>{name}\2", str(path)))
     return other if other.exists() and re.search(r"net_\w+\.\w+$", str(path)) else None
 

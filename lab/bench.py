@@ -25,8 +25,7 @@ class NoModules(contextlib.nullcontext):
 
 
 class Stopwatch(Run):
-    """A Run that writes nothing, measures some of the last steps (every loss at its full weight), and ends
-    there.
+    """A Run that writes nothing, and ends after some of the last steps, where every loss has its full weight.
 
     laps: seconds of a step for the data, for each optimiser (up to and with its step) and for the rest;
     flops: of a step; peak: bytes on the GPU. Phases before the last one are skipped.
@@ -94,8 +93,7 @@ def measured(paper, cfg, train=None):
 
 
 def bench(paper, cfg):
-    """Print ms a step split into data, D, G; pictures/s; peak memory; FLOPs, and their share of the matmul
-    rate."""
+    """Print ms a step, split into data, D, G; pictures/s; peak memory; FLOPs and share of the matmul rate."""
     run, cuda = measured(paper, cfg), cfg.device.startswith("cuda")
     ms = {k: 1e3 * v / run.timed for k, v in run.laps.items()}
     total, memory = sum(ms.values()), f"{run.peak / 2 ** 30:.2f} GiB on the GPU"

@@ -241,8 +241,7 @@ def equations(paper):
 
 
 def loss_functions(paper):
-    """{name: function} of the paper's losses: named loss_*, or with a docstring that starts with a
-    [label]."""
+    """{name: function} of the paper's losses: named loss_*, or with a [label] first in the docstring."""
     own = {k: f for k, f in vars(paper).items() if inspect.isfunction(f) and f.__module__ == paper.__name__}
     return {k: f for k, f in own.items()
             if k.startswith("loss_") or re.match(r"\[[\w.()]+\]", f.__doc__ or "")}
@@ -261,8 +260,7 @@ def tests_of(name, folder):
 
 
 def explain(paper):
-    """Every equation: formula, function:line, weight (the paper's, ours), its source, the tests that cover
-    it."""
+    """Every equation: formula, function and line, weight (the paper's, ours), source, and its tests."""
     functions, file, out = loss_functions(paper), Path(paper.__file__), []
     for label, title in equations(paper):
         out.append(f"[{label}] {title}")

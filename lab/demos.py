@@ -51,13 +51,14 @@ def demo(paper, cfg):
 
 
 def generators(last):
-    """The generators of the checkpoint `last` in half precision, with what they come from, as a checkpoint."""
+    """The generators of the checkpoint `last` in half precision, and how they came about: a checkpoint."""
     saved, told = load_checkpoint(last), read_json(Path(last).with_name("config.json"))
     nets = {name: {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
             for name, state in saved["nets"].items() if name.startswith(("G", "F"))}
     note = {k: told.get(k) for k in ("command", "hardware", "commit", "torch")}
     note["command"] = re.sub(r" --(run|cache) \S+", "", note["command"] or "")      # nobody else's folders
-    return {k: saved[k] for k in ("paper", "step", "seconds", "config", "about")} | {"nets": nets, "note": note}
+    kept = {k: saved[k] for k in ("paper", "step", "seconds", "config", "about")}
+    return kept | {"nets": nets, "note": note}
 
 
 def ship(last, path):

@@ -1,5 +1,4 @@
-"""JSON files and checkpoints, whole or not there; weights loaded with an error that says what does not
-fit."""
+"""JSON files and checkpoints, whole or not there; weights, with an error that says what does not fit."""
 import contextlib
 import functools
 import json

@@ -23,8 +23,7 @@ ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 @contextlib.contextmanager
 def picture_file(path):
-    """PIL's picture, opened and closed. Whatever goes wrong with it becomes a UserError that names the
-    file."""
+    """PIL's picture, opened and closed. Whatever goes wrong becomes a UserError that names the file."""
     # a pipe or a device would be read for ever
     if not Path(path).is_file():
         raise UserError(f"{path}: {'not a file' if Path(path).exists() else 'no such file'}")
@@ -40,8 +39,7 @@ def picture_file(path):
 
 
 def picture_size(path):
-    """(width, height) of a picture file, turned as its EXIF says, without decoding it. UserError names the
-    file."""
+    """(width, height) of a picture file, turned as its EXIF says, not decoded. UserError names the file."""
     with picture_file(path) as image:
         return image.size[::-1] if image.getexif().get(274, 1) >= 5 else image.size
 
@@ -260,8 +258,7 @@ def ssim(x, truth):
 # ========================================================================================= sheets
 
 def grid(columns, titles=None, scale=1):
-    """A contact sheet (PIL image). columns: list of [n, 3, S, S] in [-1, 1]; titles: one a column, or
-    none."""
+    """A contact sheet (PIL image). columns: list of [n, 3, S, S] in [-1, 1]; titles: one each, or none."""
     columns = [to_uint8(column.cpu()) for column in columns]
     n, _, h, w = columns[0].shape
     sheet = torch.full((3, n * (h + 2), len(columns) * (w + 2)), 255, dtype=torch.uint8)
@@ -289,8 +286,7 @@ def draw_points(points, size):
 
 
 def figure(width, height, layout="constrained"):
-    """An empty matplotlib figure, inches, that needs no display. (Imported here: matplotlib takes its
-    time.)"""
+    """An empty matplotlib figure, inches, that needs no display. (Imported here: it takes its time.)"""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     empty = Figure(figsize=(width, height), layout=layout)

@@ -7,15 +7,13 @@ from lab.formats.attributes import HAIR
 
 
 def rivals(name, names, exclusive):
-    """Indices of the labels of which at most one holds, `name` among them: all classes, or the hair
-    colours."""
+    """Indices of the labels that exclude each other, `name` among them: all classes, or the hair colours."""
     return [k for k, other in enumerate(names)
             if other == name or exclusive or (name in HAIR and other in HAIR)]
 
 
 def named(source, names, exclusive, n, device):
-    """The labels `source`, given by name, for n pictures: [n, len(names)] of 0 and 1. UserError for
-    others."""
+    """The labels with the names `source`, for n pictures: [n, len(names)] of 0, 1. UserError for others."""
     for name in source:
         if name not in names:
             raise UserError(f"--source {name}: unknown label; expected some of {', '.join(names)}")
@@ -26,8 +24,7 @@ def named(source, names, exclusive, n, device):
 
 
 def read(logits, names, exclusive):
-    """What a classifier's logits [B, n] say: attributes above 0; of classes and of hair colours the
-    highest."""
+    """What logits [B, n] of a classifier say: attributes above 0; the highest class, or hair colour."""
     label = (logits > 0).float()
     one_of = [k for k, name in enumerate(names) if exclusive or name in HAIR]
     if one_of:

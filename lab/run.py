@@ -214,8 +214,7 @@ class Run:
     # ---- the loop
 
     def batches(self, batch_size, until=None):
-        """Yields (step, data.sample(batch_size)) for the steps still to do, up to `until`: a phase of its
-        own.
+        """Yields (step, data.sample(batch_size)) for the steps still to do; `until`: of a phase of its own.
 
         Ctrl-C and SIGTERM end the training after the step, saved.
         """

@@ -47,8 +47,7 @@ def studio(cfg, count, seed):
 
 
 def counterfactual(faces, name, on):
-    """These faces, truly with expression `name`, or with attribute `name` where on [B] is 1, without where
-    0."""
+    """These faces, truly with expression `name`, or with (on [B] = 1) or without (0) attribute `name`."""
     if name in EXPRESSIONS:
         return faces.express(name)
     yes = toyfaces.with_attribute(faces, name, 1)
@@ -166,8 +165,7 @@ def painters(cfg):
 # ------------------------------------------------------------------------------------ PairedCycleGAN
 
 def made_up(cfg, n, seed, made):
-    """n calm people with neither beard nor glasses, upright and near. made: all wear make-up, else none
-    does."""
+    """n calm people without beard and glasses, upright and near; made: all in make-up, else none."""
     g = torch.Generator().manual_seed(seed + 1)
     faces = toyfaces.sample(n, seed, cfg.device, pose=cfg.pose, expression=False)
     faces = faces.set(beard=0., glasses=0., zoom=1.3, shift=[0., -.02], smile=torch.rand(n, generator=g) - .2)

@@ -42,8 +42,7 @@ def blind_judges(monkeypatch, device=None):
 
 
 def in_turn(monkeypatch):
-    """The trainings of an ablation one after the other in this process; what they are told and return still
-    travels."""
+    """An ablation's trainings, one by one in this process; what they are told and return still travels."""
     from lab import claims
 
     def travelled(thing):

@@ -89,8 +89,7 @@ def part_environment(args):
 
 
 def part_bench(args, model):
-    """ms of a step of the paper's and the medium recipe, split, in bfloat16 and without; memory; share of the
-    matmul rate."""
+    """The paper's and the medium recipe, in bfloat16 and without: ms of a step, FLOPs, memory."""
     from lab.bench import matmul_rate, measured
     from lab.machine import resolve_device
 
@@ -187,8 +186,7 @@ class Report:
         print(f"[{self.content['seconds']:4} s] {section}, {name}: {json.dumps(value)[:300]}", flush=True)
 
     def part(self, section, name, limit, *argv):
-        """A part in a process of its own: its result, or the last that it printed, or the reason why there is
-        none."""
+        """A part in a process of its own: its result, or the last that it printed, and why it ended early."""
         limit = min(limit, self.left())
         if limit < 3:
             return self.note(section, name, {"reason": "no time left"})

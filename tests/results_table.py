@@ -47,8 +47,7 @@ def claims():
 
 
 def rows(report):
-    """The rows of a report, mean ± std over the seeds; rows that share no measure with the last block begin a
-    table."""
+    """The rows of a report, mean ± std over the seeds; rows with no measure in common are tables apart."""
     means = {
         n.removesuffix(", mean"): (row, report["rows"].get(n.removesuffix("mean") + "std", {}))
         for n, row in report["rows"].items()

@@ -1,5 +1,4 @@
-"""The layouts of data sets and their annotation files. Other tests take the makers of small data sets from
-here."""
+"""The layouts of data sets and their annotation files; makers of small data sets, for other tests, too."""
 import functools
 import os
 import random

@@ -1,5 +1,4 @@
-"""What people's disks and fingers come up with: every case ends in a correct result, or in one clear line and
-exit code 2."""
+"""What people's disks and fingers come up with ends in a correct result, or in one clear line and code 2."""
 
 import dataclasses
 import importlib

@@ -142,8 +142,7 @@ class Ablation:
                             "verdict": verdict})
 
     def write(self, cfg):
-        """ablation.json, or ablation_<part>.json, in cfg.run, a picture of the claims beside it; also
-        printed."""
+        """Prints the report, and writes ablation.json or ablation_<part>.json, with a picture beside it."""
         part = getattr(cfg, "part", "all")
         path = Path(cfg.run) / ("ablation.json" if part == "all" else f"ablation_{part}.json")
         verdicts = {c["verdict"] for c in self.claims}

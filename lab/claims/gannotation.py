@@ -39,8 +39,7 @@ def L1(a, b):
 
 
 def distances(x, truth, points, judged):
-    """Of pictures x to the true ones, whose landmarks are `points`: {measure: [B]}. judged: {} for
-    photographs."""
+    """{measure: [B]} of pictures x to the true ones with landmarks `points`; judged: {} for photographs."""
     found = {"L1": L1(x, truth), "SSIM": ssim(x, truth)}
     if judged:
         identity, landmarks = judged["identity"][0], judged["landmarks"][0]

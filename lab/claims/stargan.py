@@ -22,8 +22,7 @@ CLASSIFIER_SEED, CLASSIFIER_STEPS, CLASSIFIER_PEOPLE = 30_000, 800, {"attributes
 # ==================================================================================== the classifier
 
 def classifier(cfg, data, d):
-    """A ResNet-18 that reads the labels of data set d and measures (Table 3): (net, its labels, its error on
-    d).
+    """A ResNet-18 that reads the labels of data set d (Table 3): (net, its labels, its error on d).
 
     Toy faces: trained on people of its own; the one for expressions knows all eight, in the studio and in the
     wild. Photographs: trained on the training part, as in the paper. Cached; minutes on two cores.
@@ -152,8 +151,7 @@ def L1(a, b):
 
 
 def read(judged, y, wanted, k, names, exclusive):
-    """error [B]: is the k-th label not read in y; others [B]: how many of the other attributes are read
-    wrongly."""
+    """error [B]: is the k-th label not read in y; others [B]: share of the other attributes misread."""
     reader, read_names, _ = judged
     logits = reader(y)
     if exclusive:
@@ -213,8 +211,7 @@ def evaluate(cfg):
 
 @torch.no_grad()
 def progressive(cfg, G, data, passes=5):
-    """Five random edits in a row, and the last label asked for at once: mean L1 to the truth, and their
-    excess."""
+    """Mean L1 to the truth after five random edits in a row, of the last label at once, and the excess."""
     s, g, total = data.sets[0], torch.Generator().manual_seed(3), defaultdict(float)
     for index in torch.arange(len(s.labels)).split(32):
         x, first = draw(s.images, index, cfg.device), s.labels[index].to(cfg.device)
@@ -265,8 +262,7 @@ def ablation_run(cfg):
 
 
 def across(cfg, G):
-    """Expressions on pictures of the other set. The studio's G has never seen such pictures, and knows no
-    mask."""
+    """Expressions on pictures of the other set. (The studio's G never saw such ones, and has no mask.)"""
     cfg, joint = dataclasses.replace(cfg, toy="both"), cfg.toy == "both"
     both = stargan.make_data(cfg, test=True)
     judged, n = judges_of(cfg, both), both.sizes[0]
