@@ -2,7 +2,6 @@
 import contextlib
 import dataclasses
 import math
-import resource
 import tempfile
 import time
 from collections import defaultdict
@@ -96,9 +95,7 @@ def bench(paper, cfg):
     """Print ms a step, split into data, D, G; pictures/s; peak memory; FLOPs and share of the matmul rate."""
     run, cuda = measured(paper, cfg), cfg.device.startswith("cuda")
     ms = {k: 1e3 * v / run.timed for k, v in run.laps.items()}
-    total, memory = sum(ms.values()), f"{run.peak / 2 ** 30:.2f} GiB on the GPU"
-    if not cuda:
-        memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20:.2f} GiB resident"
+    total, memory = sum(ms.values()), f"{run.peak / 2 ** 30:.2f} GiB on the GPU" if cuda else resident()
     rate, flops = matmul_rate(cfg), run.flops / (total / 1e3)
     precision = "bfloat16" if cfg.amp else "TF32" if cuda else "float32"
     parts = ", ".join(f"{k} {v:.1f}" for k, v in ms.items())
@@ -107,6 +104,15 @@ def bench(paper, cfg):
     print(f"{run.flops / 1e9:.1f} GFLOP per step, {flops / 1e12:.3f} TFLOP/s = {100 * flops / rate:.0f} % "
           f"of this device's matmul rate ({rate / 1e12:.2f} TFLOP/s in {precision})")
     return {"ms": ms, "flops": run.flops, "matmul_rate": rate, "batch_size": cfg.batch_size, "peak": run.peak}
+
+
+def resident():
+    """The most memory that this process has had, as text."""
+    try:
+        import resource
+    except ImportError:                                                # Windows
+        return "not known here"
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20:.2f} GiB resident"
 
 
 def matmul_rate(cfg):

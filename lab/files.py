@@ -3,6 +3,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -54,11 +55,13 @@ def save_checkpoint(content, path):
     try:
         torch.save(content, partial)
         os.replace(partial, path)
-    # torch reports a full disk as RuntimeError
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:                           # torch's for a full disk is the latter
         partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0][:90]}); "
-                        "the last checkpoint is untouched") from None
+        full = "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error)
+        why = "is the disk full?" if full else str(error).splitlines()[0][:90]
+        kept = "what was there before is untouched" if path.exists() else "nothing is there yet"
+        raise UserError(f"{path}: cannot be written ({why}); {kept}; make room, or give another --run "
+                        "folder") from None
 
 
 def load_checkpoint(path):
@@ -75,8 +78,21 @@ def load_checkpoint(path):
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; train first, or give --run") from None
     except Exception as error:
-        why = (str(error) or "empty").splitlines()[0][:90]
+        why = refused(path, error)
         raise UserError(f"{path}: not a checkpoint that can be loaded safely ({why})") from None
+
+
+def refused(path, error):
+    """Why torch.load(weights_only=True) refused a file, and what can be done, in a few words."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(200).lstrip().lower().startswith((b"<!doctype", b"<html")):
+            return "it is a web page, perhaps of a warning before the download; fetch the file itself"
+    culprit = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:operand|class) ([\w.]+)", str(error))
+    if culprit:
+        name = culprit[1] or culprit[2]
+        return (f"it holds {name}; where you trust it, load it with torch.load(F, weights_only=False) and "
+                "keep its state_dict alone with torch.save(state, F)")
+    return (str(error) or "empty").splitlines()[0][:90]
 
 
 def read_checkpoint(path, paper, convert=None):

@@ -125,8 +125,10 @@ def cached(cfg, key, shape, fill):
             array = _reserved(partial, shape)
             fill(array)
             array.flush()
-            partial.rename(path)
+            del array                                                  # Windows renames no mapped file
+            partial.replace(path)
         finally:
+            array = None
             partial.unlink(missing_ok=True)
     try:
         # copy on write: torch wants a writable array
@@ -287,6 +289,13 @@ def draw_points(points, size):
 
 def figure(width, height, layout="constrained"):
     """An empty matplotlib figure, inches, that needs no display. (Imported here: it takes its time.)"""
+    # MPLBACKEND, as a notebook leaves it, may not be known here, and would break the import
+    wanted = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
+    import matplotlib
+    if wanted:
+        os.environ["MPLBACKEND"] = wanted
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = wanted
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     empty = Figure(figsize=(width, height), layout=layout)

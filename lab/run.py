@@ -18,6 +18,7 @@ import lab
 from lab import UserError, say
 from lab.files import (check_paper, load_checkpoint, no_memory, read_jsonl, save_checkpoint,
                        write_json, write_text)
+from lab.formats import fingerprint
 from lab.images import figure
 from lab.machine import command, commit, hardware
 
@@ -122,6 +123,7 @@ class Run:
         self.health, self.about = health or {}, about
         self.folder, self.step, self.elapsed, self.begun = Path(cfg.run), 0, 0., None
         self.stop_signal, self.word, self.bar = None, "", None
+        self.files = fingerprint(data_folders(cfg))
         # when last.pt was written; how long it took
         self.saved, self.saving = -math.inf, 0.
         self.open()
@@ -151,7 +153,8 @@ class Run:
         saved, ours = load_checkpoint(path), comparable(self.cfg)
         check_paper(saved, path, paper_of(self.cfg), ("step", "config", "nets", "opts", "rng", "seconds"))
         different = [f"{k} (was {saved['config'].get(k)!r}, now {v!r})" for k, v in ours.items()
-                     if k not in ("steps", "epochs") and saved["config"].get(k, v) != v]
+                     if k not in ("steps", "epochs") and saved["config"].get(k, v) != v
+                     and not (k == "data" and self._same_data(saved))]
         if saved.get("about") != self.about:
             was, now = (textwrap.shorten(repr(about), 80) for about in (saved.get("about"), self.about))
             different.append(f"data set or loss network (was {was}, now {now})")
@@ -174,6 +177,15 @@ class Run:
         lines = [line for line in read_jsonl(log) if line["step"] <= self.step]
         write_text(log, "".join(json.dumps(line) + "\n" for line in lines))
         say(f"continuing {self.folder} from step {self.step}")
+
+    def _same_data(self, saved):
+        """Is cfg.data the checkpoint's under another spelling, or the same pictures in another place?"""
+        was, now = saved["config"]["data"], data_folders(self.cfg)
+        was = [folder for folder in ([was] if isinstance(was, str) else was) if folder]
+        moved = [Path(folder).resolve() for folder in was] != [Path(folder).resolve() for folder in now]
+        if moved and now and saved.get("files") == self.files:
+            say(f"note: {', '.join(was)} is now {', '.join(now)}, with the same pictures")
+        return not moved or bool(now) and saved.get("files") == self.files
 
     def _load(self, saved):
         for group, mine in (("nets", self.nets), ("opts", self.opts)):
@@ -205,7 +217,7 @@ class Run:
             rng["cuda"] = torch.cuda.get_rng_state()
         save_checkpoint({"paper": paper_of(self.cfg), "step": self.step, "seconds": self.seconds(),
                          "config": comparable(self.cfg), "about": self.about, "rng": rng,
-                         "pictures": count(self.data),
+                         "pictures": count(self.data), "files": self.files,
                          "nets": {k: v.state_dict() for k, v in self.nets.items()},
                          "opts": {k: v.state_dict() for k, v in self.opts.items()}}, kept)
         self.saved = time.perf_counter()

@@ -315,7 +315,7 @@ def test_pairedcyclegan_trains_evaluates_infers_checks_and_benches(call, tmp_pat
         (["--train", "--data", "."], "expected images/non-makeup and images/makeup"),
         (["--ablate", "--data", "."], "only toy faces have"),
         (["--infer", "nothing.png"], "give --reference FILE"),
-        (["--infer", "nothing.png", "--remove"], "no such checkpoint"),
+        (["--infer", "nothing.png", "--remove", "--run", "r"], "no such checkpoint"),
         (["--evaluate"], "no such checkpoint"),
     ],
 )

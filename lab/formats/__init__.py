@@ -15,6 +15,7 @@ the accounting of --check.
 import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
 import os
 from collections import Counter
 from pathlib import Path
@@ -22,7 +23,12 @@ from pathlib import Path
 from lab import UserError
 from lab.images import picture_size, report_bad
 
-IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+IMAGE_FILES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+# Might have been meant as data: --check counts them
+UNREAD = (".gif", ".jp2", ".avif", ".heic", ".heif", ".tga", ".jxl", ".npy", ".mat", ".avi", ".mp4", ".zip",
+          ".7z", ".tar", ".gz", ".rar")
+# Names of folders, in small letters, whose pictures are not trained on
+TEST_NAMES = ("test", "testing", "testset", "test_set", "test_data", "val", "valid", "validation")
 
 
 def text_of(path):
@@ -36,8 +42,18 @@ def text_of(path):
     return path.read_text(encoding="utf-8-sig", errors="replace")
 
 
+def hidden(name):
+    """Is this a name of what programs leave beside data: .ipynb_checkpoints, ._1.jpg, __MACOSX?"""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def is_test(path, root):
+    """Does a folder between root and path say that what lies there is not to be trained on?"""
+    return not set(TEST_NAMES).isdisjoint(part.lower() for part in Path(path).relative_to(root).parts[:-1])
+
+
 def folders_below(root):
-    """root and the folders below it, through links, each once, in order of name.
+    """root and the folders below it, through links, each once, in order of name; without hidden ones.
 
     UserError for a folder that cannot be read. One that is not there counts as empty: whoever asked says what
     was expected.
@@ -48,6 +64,7 @@ def folders_below(root):
 
     found, seen = [], set()
     for folder, below, _ in os.walk(root, onerror=unreadable, followlinks=True):
+        below[:] = [name for name in below if not hidden(name)]
         real = os.path.realpath(folder)
         if real in seen:                                               # a link in a circle
             below.clear()
@@ -62,9 +79,28 @@ def files_below(root, endings=IMAGE_FILES):
     return sorted(p for folder in folders_below(root) for p in pictures_in(folder, endings))
 
 
+def fingerprint(folders):
+    """A number for the names and sizes of the pictures below folders, wherever these are; "" for none."""
+    told = [(str(p.relative_to(folder)), p.stat().st_size if p.exists() else 0)
+            for folder in folders for p in files_below(folder)]
+    return hashlib.sha256(repr(told).encode(errors="backslashreplace")).hexdigest()[:16] if folders else ""
+
+
 def pictures_in(folder, endings=IMAGE_FILES):
-    """The picture files of a folder, by their names' endings, in order of name."""
-    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in endings)
+    """The picture files of a folder, by their names' endings, in order of name; without hidden ones."""
+    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in endings and not hidden(p.name))
+
+
+def folders_in(folder):
+    """{name in small letters: folder} of the folders in a folder, in order of name, without hidden ones."""
+    found = (p for p in sorted(Path(folder).iterdir()) if p.is_dir() and not hidden(p.name))
+    return {p.name.lower(): p for p in found}
+
+
+def with_ending(path, *endings):
+    """The file that is named like path but for one of these endings, small or in capitals; or None."""
+    files = (path.with_suffix(e) for ending in endings for e in (ending, ending.upper()))
+    return next(filter(Path.exists, files), None)
 
 
 def named_pictures(files):
@@ -72,13 +108,18 @@ def named_pictures(files):
 
     UserError for a folder without any.
     """
-    named = {}
+    named, taken = {}, set()
     for file in map(Path, files):
         found = pictures_in(file) if file.is_dir() else [file]
         if not found:
             raise UserError(f"{file}: no pictures in this folder")
         for path in found:
-            named[unused(path.stem, named)] = path
+            name = unused(path.stem, taken)
+            while f"{name}_sheet" in taken:                            # results: NAME.png, NAME_sheet.png
+                taken.add(name)
+                name = unused(path.stem, taken)
+            taken |= {name, f"{name}_sheet"}
+            named[name] = path
     return named
 
 
@@ -110,6 +151,11 @@ def print_tree(root, most=30):
     """The folders below root, at most so many, a line each: files by ending, sizes of pictures."""
     folders = {folder: [p.name for p in folder.iterdir() if not p.is_dir()] for folder in folders_below(root)}
     print(f"{root}  ({sum(map(len, folders.values()))} files)")
+    unread = Counter(ending for names in folders.values() for name in names
+                     if (ending := Path(name).suffix.lower()) in UNREAD and not hidden(name))
+    if unread:
+        counts = ", ".join(f"{count} {kind}" for kind, count in unread.most_common())
+        print(f"  not read: {counts}; pictures end in {' '.join(IMAGE_FILES)}")
     for folder, names in list(folders.items())[:most]:
         kinds = Counter(Path(name).suffix.lower() or "(none)" for name in names)
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())

@@ -1,10 +1,11 @@
 """StarGAN's data sets: CelebA's list of attributes; folders named after their class; RaFD's names."""
+import csv
 import random
 import re
 from pathlib import Path
 
 from lab import UserError
-from lab.formats import IMAGE_FILES, files_below, pictures_in, text_of
+from lab.formats import files_below, folders_in, pictures_in, text_of
 
 HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")         # at most one of them holds
 
@@ -26,15 +27,17 @@ def scan(root, attributes, classes, test_images):
     `exclusive`: does a picture have exactly one label? `bad`, `notes`. UserError where this is no data set.
     """
     root = Path(root)
-    lists = [p for folder in (root, root / "Anno") for p in sorted(folder.glob("list_attr_celeba*"))]
-    if lists:
-        found = scan_attributes(root, lists[0], attributes, test_images)
+    path = list_of(root)
+    if path:
+        found = scan_attributes(root, path, attributes, test_images)
     else:
         found = scan_classes(root, classes)
     total, held_out, bad = len(found["images"]), sum(found["test"]), found["bad"]
     if not 0 < held_out < total:
-        raise UserError(f"{root}: {total} pictures with labels, {held_out} of them held out; "
-                        "expected some of each" + (f"; {bad[0]}" if bad else ""))
+        rule = "a tenth" if path else "every tenth picture of a class"
+        raise UserError(f"{root}: {total} pictures with labels, {held_out} of them held out; expected some "
+                        f"of each; {rule} is held out, or what lies in test/ where there are train/ and "
+                        "test/" + (f"; {bad[0]}" if bad else ""))
     columns = zip(found["names"], zip(*found["labels"], strict=True), strict=True)
     kind = "classes, one a picture" if found["exclusive"] else "attributes, any number a picture"
     notes = {"kind": kind, "pictures": f"{total}, {held_out} of them held out",
@@ -43,6 +46,21 @@ def scan(root, attributes, classes, test_images):
 
 
 # ============================================================================================ CelebA
+
+def list_of(root):
+    """CelebA's list under root, or None. UserError for several copies of it, none of the right name."""
+    folders = root, root / "Anno"
+    for name in ("list_attr_celeba.txt", "list_attr_celeba.csv"):
+        for folder in folders:
+            if (folder / name).exists():
+                return folder / name
+    others = [p for folder in folders for p in sorted(folder.glob("list_attr_celeba*"))
+              if p.suffix.lower() in (".txt", ".csv")]
+    if len(others) > 1:
+        raise UserError(f"{root}: found {', '.join(p.name for p in others[:4])}; which one is it? "
+                        "call it list_attr_celeba.txt")
+    return others[0] if others else None
+
 
 def scan_attributes(root, path, attributes, test_images):
     """CelebA's list `path` and its pictures. The first ones of the authors' shuffle are held out.
@@ -56,22 +74,26 @@ def scan_attributes(root, path, attributes, test_images):
             few = ", ".join(names[:6])
             raise UserError(f"--attributes {name}: {path} has {few} ... ({len(names)})")
     columns, there = [names.index(name) for name in attributes], pictures_of(root, path)
+    by_stem = {Path(name).stem: picture for name, picture in there.items()}     # lists say .jpg of .png, too
     images, labels, bad = {}, [], []
     if told is not None and told != str(len(rows)):
         bad.append(f"{path}: its first line says {told[:20]} pictures, {len(rows)} follow; "
                    "is it whole? if so, mend the number")
     random.Random(1234).shuffle(rows)                                  # authors' code
     for name, *values in rows:
-        if len(values) != len(names) or set(values) - {"-1", "1", "0"}:
-            bad.append(f"{path}: the line of {name} has {len(values)} values, "
-                       f"expected {len(names)} of -1 and 1")
-        elif name not in there:
+        picture = there.get(name) or by_stem.get(Path(name).stem)
+        odd = [value for value in values if truth_of(value) is None]
+        if len(values) != len(names):
+            bad.append(f"{path}: the line of {name} has {len(values)} values, expected {len(names)}")
+        elif odd:
+            bad.append(f"{path}: the line of {name} has {odd[0]!r}; expected -1, 0 or 1, True or False")
+        elif picture is None:
             bad.append(f"{path}: {name} is not among the pictures")
         elif name in images:                                           # or one is held out, one trained on
             bad.append(f"{path}: {name} has two lines")
         else:
-            images[name] = there[name]
-            labels.append([float(values[k] == "1") for k in columns])
+            images[name] = picture
+            labels.append([truth_of(values[k]) for k in columns])
     hair = [k for k, name in enumerate(attributes) if name in HAIR]
     kept = [(image, label) for image, label in zip(images.values(), labels, strict=True)
             if sum(label[k] for k in hair) < 2]
@@ -83,26 +105,42 @@ def scan_attributes(root, path, attributes, test_images):
 def table_of(path):
     """(names of attributes, rows [picture, value, ...], the number of rows that the first line promises).
 
-    The .txt has a count, the names, then a line a picture with -1 or 1 for each; the .csv no count (None).
+    The .txt has a count, the names, then a line a picture with a value for each. The .csv has no count
+    (None); its first column holds the pictures, or the second where the first is a nameless index.
     """
-    lines, told = text_of(path).replace(",", " ").splitlines(), None
-    if path.suffix != ".csv":
+    lines = text_of(path).splitlines()
+    if path.suffix.lower() != ".csv":
         told, lines = lines[0].strip() if lines else "no", lines[1:]
-    header = lines[0].split() if lines else []
-    names = [name for name in header if name not in ("image_id", "filename")]
-    return names, [line.split() for line in lines[1:] if line.strip()], told
+        rows = [line.replace(",", " ").split() for line in lines if line.strip()]
+        names = [name for name in rows[0] if name not in ("image_id", "filename")] if rows else []
+        return names, rows[1:], told
+    first = lines[0] if lines else ""
+    rows = csv.reader(lines, delimiter=";" if first.count(";") > first.count(",") else ",")
+    rows = [[cell.strip() for cell in row] for row in rows if any(map(str.strip, row))]
+    rows = [row[1:] for row in rows] if rows and not rows[0][0] else rows
+    return [name.replace(" ", "_") for name in rows[0][1:]] if rows else [], rows[1:], None
+
+
+def truth_of(value):
+    """1. or 0. of a value in a list, None for one that is not understood."""
+    words = {"true": 1., "yes": 1., "false": 0., "no": 0.}
+    try:
+        return words[value.lower()] if value.lower() in words else {1.: 1., 0.: 0., -1.: 0.}[float(value)]
+    except (KeyError, ValueError):
+        return None
 
 
 def pictures_of(root, path):
     """{name: path} of CelebA's pictures. UserError if there are none."""
-    folders = root / "img_align_celeba", root / "images", root / "Img" / "img_align_celeba", root
+    inner = "img_align_celeba"
+    names = [inner, f"{inner}/{inner}", f"{inner}_png", "images", f"Img/{inner}", f"Img/{inner}_png", "."]
+    folders = [root / name for name in names if (root / name).is_dir()]
     there = {}
     for folder in folders[::-1]:                                       # the first one has the last word
-        if folder.is_dir():
-            there |= {p.name: p for p in folder.iterdir() if p.suffix.lower() in IMAGE_FILES}
+        there |= {p.name: p for p in pictures_in(folder)}
     if not there:
-        raise UserError(f"{root}: {path.name} but no pictures; "
-                        f"expected them in {folders[0]} or {folders[1]}")
+        raise UserError(f"{root}: {path.name} but no pictures; expected them in {root / inner} or "
+                        f"{root / 'images'}; looked into {', '.join(map(str, folders))}")
     return there
 
 
@@ -131,15 +169,25 @@ def scan_classes(root, classes):
 def in_folders(root):
     """[(picture, class, is it held out?)] of class folders, with or without train/ and test/ above them.
 
-    Without test/ the third is None.
+    Without test/ (or val/) the third is None. Folders in a class's folder belong to the class. UserError
+    where test/ has a class that train/ has not, and for the folders of CycleGAN.
     """
-    train, test = root / "train", root / "test"
-    if train.is_dir() and test.is_dir():
+    parts = folders_in(root)
+    if {"traina", "trainb"} <= parts.keys():
+        raise UserError(f"{root}: found trainA/ and trainB/, two sets of pictures; expected a folder for "
+                        "each class; rename them, or train pix2pix_cyclegan.py --model cyclegan")
+    train, test = parts.get("train"), parts.get("test", parts.get("val"))
+    if train and test:
+        trained, tested = ({p.name for p in folders_in(part).values()} for part in (train, test))
+        if tested - trained:
+            raise UserError(f"{root}: {test.name}/ has {', '.join(sorted(tested - trained)[:4])}, "
+                            f"{train.name}/ has {', '.join(sorted(trained)[:4])}; expected the same names, "
+                            "also in the case of their letters")
         parts = (train, False), (test, True)
     else:
-        parts = ((train if train.is_dir() else root, None),)
-    return [(p, folder.name, is_test) for part, is_test in parts
-            for folder in sorted(part.iterdir()) if folder.is_dir() for p in pictures_in(folder)]
+        parts = ((train or root, None),)
+    return [(p, folder.name, held_out) for part, held_out in parts
+            for folder in folders_in(part).values() for p in files_below(folder)]
 
 
 def by_rafd_names(root):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lab import UserError
-from lab.formats import files_below, text_of
+from lab.formats import files_below, is_test, text_of
 
 
 def read_pts(path):
@@ -73,39 +73,56 @@ def scan(root):
     out every tenth group). Further `bad`, `notes`. UserError where this is no data set.
     """
     root = Path(root)
-    pictures, files = files_below(root), set(files_below(root, (".pts",)))
+    pictures = files_below(root)
+    files = {p.with_suffix(".pts"): p for p in files_below(root, (".pts",))}      # .PTS, too
     found = {picture: annotation_of(picture, files) for picture in pictures}
     images = [picture for picture in pictures if found[picture]]
     if not images:
         raise UserError(f"{root}: found {len(pictures)} pictures and {len(files)} .pts files, none that "
                         "belong together; expected <id>/annot/000001.pts with <id>/000001.jpg (300-VW) or "
                         f"image_0001.jpg with image_0001.pts (300-W); {way_out(root, pictures, files)}")
+    for picture in pictures:
+        check_numbering(picture, found[picture], files)
     annotations, groups = map(list, zip(*(found[picture] for picture in images), strict=True))
-    test = [not {"test", "testset", "test_data"}.isdisjoint(p.relative_to(root).parts) for p in images]
+    test = [is_test(picture, root) for picture in images]
     # A picture without .pts matters among others that have one; demo pictures elsewhere do not
     homes, known = {p.parent for p in images}, set(annotations)
     bad = [f"{p}: no {p.with_suffix('.pts').name} beside it" for p in pictures
            if not found[p] and p.parent in homes]
-    bad += [f"{p}: no picture for it" for p in sorted(files - known) if p.parent.name != "annot"]
+    lonely = sorted(set(files.values()) - known)
+    bad += [f"{p}: no picture for it" for p in lonely if p.parent.name != "annot"]
     bad += [f"{p}: not a file" for p in annotations if not p.is_file()]
     return dict(images=images, annotations=annotations, groups=groups, test=test, bad=bad,
                 notes=notes_of(annotations, groups, test))
 
 
 def annotation_of(picture, files):
-    """(.pts, group) of a picture: NAME.pts beside it or annot/000001.pts of its video, among `files`; else
-    None.
+    """(.pts, group) of a picture: NAME.pts beside it or annot/000001.pts of its video; else None.
+
+    files: {NAME.pts: the file on the disk, whose ending may be in capitals}.
     """
     beside = picture.with_suffix(".pts")
     if beside in files:
-        return beside, str(picture)
-    video = picture.parent
-    if video.name in ("frames", "images"):
-        video = video.parent
+        return files[beside], str(picture)
     if picture.stem.isdecimal():
-        pts = video / "annot" / f"{int(picture.stem):06d}.pts"
-        return (pts, str(video)) if pts in files else None
+        pts = video_of(picture) / "annot" / f"{int(picture.stem):06d}.pts"
+        return (files[pts], str(video_of(picture))) if pts in files else None
     return None
+
+
+def video_of(picture):
+    """The folder of a frame's video."""
+    return picture.parent.parent if picture.parent.name in ("frames", "images") else picture.parent
+
+
+def check_numbering(picture, found, files):
+    """UserError for a frame 0 beside landmarks that begin with 1: every frame would get its neighbour's."""
+    if found or not picture.stem.isdecimal() or int(picture.stem) != 0:
+        return
+    first = video_of(picture) / "annot" / "000001.pts"
+    if first in files:
+        raise UserError(f"{picture}: the frames count from 0, {first} from 1; rename every frame to the next "
+                        "number, or take them out again with ffmpeg -start_number 1")
 
 
 def way_out(root, pictures, files):

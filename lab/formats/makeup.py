@@ -17,7 +17,7 @@ import torch
 
 from common import KEEP_66
 from lab import UserError
-from lab.formats import folders_below, pictures_in, text_of
+from lab.formats import IMAGE_FILES, folders_below, is_test, pictures_in, text_of, with_ending
 from lab.formats.landmarks import read_pts
 from lab.images import picture_file
 
@@ -32,7 +32,8 @@ def scan(root):
     """What is under root: MT, or folders of pictures with and without make-up, each with landmarks.
 
     Returns lists of one length `images` (paths), `made` (1 with make-up, 0 without), `annotations` (paths),
-    `test` (bool: every tenth of each); `bad`, `notes`. UserError where this is no data set.
+    `test` (bool: lies in a folder called test, or, where none does, every tenth of each); `bad`, `notes`.
+    UserError where this is no data set.
     """
     root = Path(root)
     found, bad = pictures_below(root)
@@ -52,9 +53,16 @@ def scan(root):
         annotations += [annotation for _, annotation in pairs]
         made += [kind] * len(pairs)
         test += [k % 10 == min(9, len(pairs) - 1) for k in range(len(pairs))]
-    kinds = Counter("maps" if a.suffix != ".pts" else ".pts" for a in annotations)
+    by_folder = [is_test(path, root) for path in images]
+    if 0 < sum(by_folder) < len(images):
+        test = by_folder
+        for kind in (0, 1):
+            if not 0 < sum(it for it, of in zip(test, made, strict=True) if of == kind) < made.count(kind):
+                raise UserError(f"{root}: pictures {('without', 'with')[kind]} make-up are all in test/, or "
+                                "none is; expected some to train on and some to test on")
+    kinds = Counter(".pts" if is_pts(a) else "maps" for a in annotations)
     notes = {"without make-up, with": f"{made.count(0)}, {made.count(1)}",
-             "held out": f"every tenth, {sum(test)}",
+             "held out": f"{'in test folders' if test is by_folder else 'every tenth'}, {sum(test)}",
              "landmarks": ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))}
     return dict(images=images, made=made, annotations=annotations, test=test, bad=bad, notes=notes)
 
@@ -63,14 +71,15 @@ def pictures_below(root):
     """([pictures without make-up, pictures with], messages about lines of lists that name nothing)."""
     found, bad = [[], []], []
     for folder in folders_below(root):
-        kind = NAMES.get(folder.name.lower())
+        parts = [part.lower() for part in folder.relative_to(root).parts]
+        kind = next((NAMES[part] for part in reversed(parts) if part in NAMES), None)
         # PSGAN's landmarks/ holds pickles that are named as pictures
-        if kind is not None and not {"segs", "landmarks"} & set(folder.relative_to(root).parts):
+        if kind is not None and not {"segs", "landmarks"} & set(parts):
             found[kind] += pictures_in(folder)
     for kind, file in (1, root / "makeup.txt"), (0, root / "non-makeup.txt"):
         if file.exists():                                              # PSGAN's lists: only these, in order
             # Each once: else it might be held out and trained on
-            lines = dict.fromkeys(map(str.strip, text_of(file).splitlines()))
+            lines = dict.fromkeys(map(str.strip, text_of(file).replace("\\", "/").splitlines()))
             wanted = [root / "images" / line for line in lines if line]
             bad += [f"{file}: names {path}, which is not there" for path in wanted if not path.exists()]
             found[kind] = [path for path in wanted if path.exists()]
@@ -79,12 +88,14 @@ def pictures_below(root):
 
 def annotation_of(picture):
     """Where the landmarks of a picture are: NAME.pts beside it, or a map in segs/; None = nowhere."""
-    if picture.with_suffix(".pts").exists():
-        return picture.with_suffix(".pts")
     home = picture.parent
     folders = home.parent / "segs" / home.name, home.parent.parent / "segs" / home.name, home / "segs"
-    files = (folder / (picture.stem + ending) for folder in folders for ending in (picture.suffix, ".png"))
-    return next(filter(Path.exists, files), None)
+    maps = (with_ending(folder / picture.name, picture.suffix, ".png", *IMAGE_FILES) for folder in folders)
+    return with_ending(picture, ".pts") or next(filter(None, maps), None)
+
+
+def is_pts(annotation):
+    return annotation.suffix.lower() == ".pts"
 
 
 # =========================================================================================== anchors
@@ -95,7 +106,7 @@ def anchors_of(annotation, size):
     UserError names the file.
     """
     w, h = size
-    if annotation.suffix == ".pts":
+    if is_pts(annotation):
         points = anchors_of_points(read_pts(annotation))
     else:
         points = anchors_of_map_file(annotation, w, h)

@@ -1,12 +1,13 @@
 """The data sets of pix2pix and CycleGAN: pairs side by side in one file, or two folders without pairs."""
 from pathlib import Path
 
-from lab import UserError
-from lab.formats import pictures_in
+from lab import UserError, say
+from lab.formats import files_below, folders_in
+from lab.images import picture_size
 
 
 def scan(root, model):
-    """What is under root: train/ with side-by-side pairs A|B, or trainA/ and trainB/.
+    """What is under root: train/ with side-by-side pairs A|B, or trainA/ and trainB/ (also train/A, train/B).
 
     model: "pix2pix" needs pairs, "cyclegan" takes either. Returns `train`, `test`: (paths of A, paths of B),
     of pairs twice the same list; `pairs`: bool; `images`: all paths, each once; `bad`, `notes`. Held out is
@@ -15,8 +16,15 @@ def scan(root, model):
     """
     root = Path(root)
 
+    there = folders_in(root)
+    for part in {"train", "test", "val"} & there.keys():               # train/A is trainA
+        sides = folders_in(there[part])
+        if {"a", "b"} <= sides.keys():
+            del there[part]
+            there |= {f"{part}{side}": sides[side] for side in "ab"}
+
     def files(name):
-        return pictures_in(root / name) if (root / name).is_dir() else []
+        return files_below(there[name.lower()]) if name.lower() in there else []
 
     def split(train, test):
         return (train, test) if test else ([p for k, p in enumerate(train) if k % 10 != 9], train[9::10])
@@ -27,14 +35,14 @@ def scan(root, model):
         train, test, images = (one, one), (other, other), one + other
         counts = f"{len(one)} pairs to train on, {len(other)} held out"
     elif files("trainA") and files("trainB"):
-        sides = [split(files(f"train{side}"), files(f"test{side}")) for side in "AB"]
+        sides = [split(files(f"train{side}"), files(f"test{side}") or files(f"val{side}")) for side in "AB"]
         (train_A, test_A), (train_B, test_B) = sides
         train, test, images = (train_A, train_B), (test_A, test_B), train_A + test_A + train_B + test_B
         counts = (f"{len(train_A)} A and {len(train_B)} B to train on, "
                   f"{len(test_A)} and {len(test_B)} held out")
     else:
-        there = ", ".join(sorted(p.name + "/" * p.is_dir() for p in root.iterdir())[:6]) or "nothing"
-        raise UserError(f"{root}: found {there}; expected train/ (and test/ or val/) with side-by-side pairs "
+        found = ", ".join(sorted(p.name + "/" * p.is_dir() for p in root.iterdir())[:6]) or "nothing"
+        raise UserError(f"{root}: found {found}; expected train/ (and test/ or val/) with side-by-side pairs "
                         "A|B, or trainA/ and trainB/ (and testA/, testB/)")
     if not pairs and model == "pix2pix":
         raise UserError(f"{root}: trainA/ and trainB/ hold no pairs; pix2pix needs side-by-side pairs in "
@@ -42,9 +50,17 @@ def scan(root, model):
     if not all((*train, *test)):
         raise UserError(f"{root}: {counts}; expected some of each (at least ten to train on where there is "
                         "no test folder)")
-    kind = "pairs, side by side" if pairs else "two sets without pairs"
+    kind = f"pairs, side by side, {half_size(images[0])}" if pairs else "two sets without pairs"
     return dict(images=images, train=train, test=test, pairs=pairs, bad=[],
                 notes={"kind": kind, "pictures": counts})
+
+
+def half_size(path):
+    """The size of A and of B in a pair, in words. Says so where the picture is no wider than high."""
+    w, h = picture_size(path)
+    if w <= h:
+        say(f"note: {path} is {w} x {h}, so A and B are {w // 2} x {h} each; is it a pair, side by side?")
+    return f"{w // 2} x {h} each"
 
 
 def half_of(image, which):

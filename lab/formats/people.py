@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lab import UserError
-from lab.formats import files_below, folders_below, pictures_in, text_of
+from lab.formats import files_below, folders_below, is_test, pictures_in, text_of
 
 # Yaw in degrees: the nine poses of Multi-PIE, and those of folders of people
 YAWS = tuple(range(-60, 61, 15))
@@ -20,10 +20,10 @@ CAMERAS = {"090": -60, "080": -45, "130": -30, "140": -15, "051": 0,
 def scan(root, test_people):
     """What is under root: pictures, who is shown and in which pose. The last n_test people are held out.
 
-    test_people: so many; 0: as the data sets have it, see `held_out`. Returns lists of one length, in order
-    of person and pose: `images` (paths), `who`, `pose` (indices). Further `people` (names), `poses` (yaw in
-    degrees as text, or frontal, profile), `n_test`, `kind` (cfp, multipie, folders), `bad`, `notes`.
-    UserError where this is no data set.
+    test_people: so many; 0: those in folders called test, else as the data sets have it, see `held_out`.
+    Returns lists of one length, in order of person and pose: `images` (paths), `who`, `pose` (indices).
+    Further `people` (names), `poses` (yaw in degrees as text, or frontal, profile), `n_test`, `kind` (cfp,
+    multipie, folders), `bad`, `notes`. UserError where this is no data set.
     """
     root = Path(root)
     found = scan_cfp(root) or scan_multipie(root) or scan_folders(root)
@@ -36,12 +36,19 @@ def scan(root, test_people):
     if kind != "multipie":                                             # named from where the folders part
         above = os.path.commonpath([person for _, person, _ in items])
         items = [(path, Path(os.path.relpath(person, above)).as_posix(), k) for path, person, k in items]
-    items = sorted(items, key=in_order)
-    people = sorted({person for _, person, _ in items})
-    number, n_test = {person: k for k, person in enumerate(people)}, held_out(test_people, kind, len(people))
+    tested = people_in_test(root, items)
+    items = sorted(items, key=lambda item: (item[1] in tested, in_order(item)))
+    people = sorted({person for _, person, _ in items}, key=lambda person: (person in tested, person))
+    number, n_test = {person: k for k, person in enumerate(people)}, test_people or len(tested)
+    n_test = n_test or held_out(kind, len(people))
     counts = np.bincount([k for *_, k in items], minlength=len(poses))
+    if (counts > 0).sum() < 2:
+        only = poses[int(counts.argmax())]
+        raise UserError(f"{root}: all {len(items)} pictures show the pose {only}; expected at least two poses"
+                        + found.get("hint", ""))
     notes = {"kind": kind,
-             "people": f"{len(people)} ({', '.join(people[:3])} ...), the last {n_test} held out",
+             "people": f"{len(people)} ({', '.join(people[:3])} ...), the last {n_test} held out"
+                       + ", as their folders say" * bool(tested and not test_people),
              "poses": ", ".join(f"{pose} ({n})" for pose, n in zip(poses, counts, strict=True))}
     return dict(images=[path for path, *_ in items], who=[number[person] for _, person, _ in items],
                 pose=[k for *_, k in items], n_test=n_test, people=tuple(f"{kind}/{p}" for p in people),
@@ -54,13 +61,22 @@ def in_order(item):
     return person, pose, not path.stem.endswith("_07"), str(path)
 
 
-def held_out(test_people, kind, n):
-    """How many of n people are tested on: test_people, or, if that is 0, as the data sets have it.
+def people_in_test(root, items):
+    """The people whose pictures lie in folders called test, where others do not.
 
-    Multi-PIE trains on 200; else a tenth, as CFP's tenth fold, but ten of a small set.
+    UserError for somebody who is in both.
     """
-    if test_people:
-        return test_people
+    tested = {person for path, person, _ in items if is_test(path, root)}
+    trained = {person for path, person, _ in items if not is_test(path, root)}
+    names = {Path(person).name for person in tested} & {Path(person).name for person in trained}
+    if tested and trained and names:
+        raise UserError(f"{root}: {min(names)} is in test/ and elsewhere, too; expected a person in one of "
+                        "them; give different people different names")
+    return tested if trained else set()
+
+
+def held_out(kind, n):
+    """How many of n people are tested on: Multi-PIE trains on 200; else a tenth, but ten of a small set."""
     return n - 200 if kind == "multipie" and n > 210 else max(n // 10, min(10, n // 3))
 
 
@@ -85,35 +101,40 @@ def scan_multipie(root):
 
 def scan_folders(root):
     """A folder for each person, and poses.txt: a line "folder/file yaw" for each picture, degrees."""
-    path, items, bad = root / "poses.txt", {}, []
+    path, items, bad, yaws = root / "poses.txt", {}, [], []
     if not path.exists():
         return None
     for line in filter(str.strip, text_of(path).splitlines()):
         try:
-            name, pose = picture_and_pose(line.strip())
+            name, yaw = picture_and_yaw(line.strip())
         except ValueError:
             bad.append(f"{path}: {line.strip()!r}; expected a picture and its yaw from -90 to 90 degrees, "
                        "e.g. 0000045/001.jpg -32.5")
             continue
-        if (root / name).exists():
-            items[root / name] = root / name, (root / name).parent, pose
-        else:
+        pose = min(range(len(BINS)), key=lambda k: abs(BINS[k] - yaw))
+        if not (root / name).exists():
             bad.append(f"{path}: {name} is not there")
+        elif items.get(root / name, (0, 0, pose))[2] != pose:
+            bad.append(f"{path}: {name} has two lines with different poses")
+        else:
+            items[root / name] = root / name, (root / name).parent, pose
+            yaws.append(abs(yaw))
     if not items:
         empty = f"{path}: empty; expected a line with a picture and its yaw in degrees for each picture"
         raise UserError((bad + [empty])[0])
     unnamed = len(files_below(root)) - len(items)
-    return dict(items=list(items.values()), poses=tuple(map(str, BINS)), kind="folders", bad=bad,
+    hint = f"; {path} has no yaw above {max(yaws):.2f}: radians? It wants degrees" if max(yaws) <= 3.2 else ""
+    return dict(items=list(items.values()), poses=tuple(map(str, BINS)), kind="folders", bad=bad, hint=hint,
                 notes={"pictures without a line in poses.txt": unnamed})
 
 
-def picture_and_pose(line):
-    """(name of the picture, index of the nearest of BINS) of a line. ValueError for another."""
+def picture_and_yaw(line):
+    """(name of the picture, yaw in degrees) of a line. ValueError for another."""
     name, _, yaw = re.sub(r"[,\s]+(?=\S*$)", "\t", line).rpartition("\t")
     yaw = float(yaw)
     if not abs(yaw) <= 97.5:
         raise ValueError
-    return name, min(range(len(BINS)), key=lambda k: abs(BINS[k] - yaw))
+    return name.replace("\\", "/"), yaw
 
 
 # =============================================================================================== CFP

@@ -37,8 +37,9 @@ def scan(root):
                         f"{pairs[0][0].relative_to(root).as_posix()}||...")
     if not any(test) or all(test):
         raise UserError(f"{root}: {len(pairs)} pairs of photo and sketch, {sum(test)} of them held out; "
-                        "expected photos/ and sketches/ in one folder, in train/ and test/, or in one "
-                        "for each part" + (f"; {bad[0]}" if bad else ""))
+                        "expected photos/ and sketches/ in one folder, with at least four pairs, of which a "
+                        "quarter is held out, or in train/ and test/, or in one for each part"
+                        + (f"; {bad[0]}" if bad else ""))
     notes = {"pairs": f"{len(pairs)}, {sum(test)} of them held out", "parts": ", ".join(counts)}
     return dict(pairs=pairs, test=test, images=[p for pair in pairs for p in pair], bad=bad, notes=notes)
 
@@ -57,7 +58,7 @@ def held_out(pairs):
     says of about so many pairs, or a quarter, evenly spread over the names (which sort by sex).
     """
     to_train = [re.match(r"[fm]2-", sketch.stem.lower()) is not None for _, sketch in pairs]
-    if any(to_train):
+    if any(to_train) and not all(to_train):
         return [not it for it in to_train]
     total = len(pairs)
     n = next((held for about, held in HELD_OUT.items() if abs(total - about) < 4), total // 4)
@@ -75,7 +76,7 @@ def parts_of(root):
         words, files = [part.lower() for part in folder.relative_to(root).parts], pictures_in(folder)
         kinds = [k for word in reversed(words) for k, kind in enumerate(("photo", "sketch")) if kind in word]
         if kinds and files:
-            rest = [re.sub(r"photos?|sketch(es)?|cropped|original|[_\- ]", "", word) for word in words]
+            rest = [re.sub(r"photos?|sketch(es|s)?|cropped|original|[_\- ]", "", word) for word in words]
             sides = found.setdefault("/".join(filter(None, rest)), ([], []))
             sides[kinds[0]].append(("cropped" not in str(folder).lower(), files))
     return {part: tuple(min(side)[1] for side in sides) for part, sides in found.items() if all(sides)}
