@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import math
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -112,7 +113,8 @@ def resident():
         import resource
     except ImportError:                                                # Windows
         return "not known here"
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20:.2f} GiB resident"
+    unit = 1 if sys.platform == "darwin" else 2 ** 10                  # bytes on a Mac, else KiB
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 30:.2f} GiB resident"
 
 
 def matmul_rate(cfg):

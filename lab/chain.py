@@ -1,4 +1,5 @@
 """A chain of trainings in one folder: round0, round1 ... Each round builds on those before it."""
+import re
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def checkpoint_of(cfg, r=None):
     return Path(cfg.run) / f"round{found[-1] if r is None else r}" / "last.pt"
 
 
+def folders_of_rounds(folder):
+    """round0, round1 ..., and roundwarm, of a training."""
+    return [p for p in folder.glob("round*") if p.is_dir() and re.fullmatch(r"round(\d+|warm)", p.name)]
+
+
 def check_chain(cfg, chain, kept):
     """UserError where the rounds in cfg.run do not fit this chain. With cfg.fresh they are deleted.
 
@@ -33,9 +39,9 @@ def check_chain(cfg, chain, kept):
     """
     folder = Path(cfg.run)
     if cfg.fresh:
-        for old in folder.glob("round*"):
+        for old in folders_of_rounds(folder):
             shutil.rmtree(old)
-    before = read_json(folder / "chain.json") if any(folder.glob("round*")) else {}
+    before = read_json(folder / "chain.json") if folders_of_rounds(folder) else {}
     now = {name: getattr(cfg, name) for name in kept}
     other = [f"{k} (was {before[k]!r}, now {v!r})" for k, v in now.items() if before.get(k, v) != v]
     if other:

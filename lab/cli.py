@@ -24,7 +24,7 @@ from lab.machine import hardware, resolve_device
 from lab.run import data_folders
 
 MODES = {
-    "train": "train; a run is continued: to the bit on a processor, on CUDA as exactly as two runs agree",
+    "train": "train; a run is continued: to the bit on a processor, on CUDA but for what two runs differ in",
     "evaluate": "metrics on held-out faces",
     "ablate": "the paper's claim: with and without", "infer": "translate your own files",
     "demo": "pictures in seconds, from the generator that comes with the repository",
@@ -80,7 +80,7 @@ def main(paper, argv):
     if not (args.train or args.evaluate or args.ablate or args.infer or args.demo or args.bench):
         return 0
     shipped = False
-    if (args.infer or args.demo) and not args.train:
+    if (args.infer or args.demo) and not (args.train or args.ablate or args.bench):
         from lab.demos import use_shipped
         shipped = use_shipped(cfg, args)
     resolve_device(cfg)
@@ -89,8 +89,7 @@ def main(paper, argv):
     if args.train or args.ablate or args.bench:
         say(f"{title}: {scale} recipe on {machine}, {cfg.image_size} px, batch {cfg.batch_size}, "
             f"{data or 'toy faces'}")
-    # sizes and data come from the checkpoint
-    else:
+    else:                                                              # sizes come from the checkpoint
         say(f"{title}: {cfg.weights or cfg.run}{', which comes with the repository,' * shipped} on {machine}"
             + f", {data}" * bool(data))
     run_modes(paper, title, args, cfg)
@@ -103,8 +102,7 @@ def run_modes(paper, title, args, cfg):
         bench(paper, cfg)
     if args.train:
         paper.train(cfg)
-        # they began it; what follows reads its result
-        cfg.weights = ""
+        cfg.weights = ""                                               # it only started the training
     if args.evaluate or args.ablate:
         claims = importlib.import_module(f"lab.claims.{title}")
     if args.evaluate:
@@ -251,7 +249,7 @@ def tests_of(name, folder):
     """Names of the tests under `folder` whose body mentions `name`."""
     found = []
     for path in sorted(Path(folder).glob("test_*.py")):
-        for node in ast.parse(path.read_text()).body:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 names = {getattr(n, "attr", getattr(n, "id", None)) for n in ast.walk(node)}
                 if name in names:

@@ -25,7 +25,8 @@ def use_shipped(cfg, args):
     args: the command line, which may name one. Returns whether the file is used.
     """
     path = WEIGHTS / f"{Path(cfg.run).name}.pt"
-    if args.weights or args.run or any(Path(cfg.run).rglob("last.pt")) or not path.exists():
+    trained = any("ablation" not in last.parts for last in Path(cfg.run).rglob("last.pt"))
+    if args.weights or args.run or trained or not path.exists():
         return False
     cfg.weights = str(path)
     return True

@@ -212,12 +212,9 @@ def decoded_images(cfg, paths, shape, decode, key=()):
         array[decode_all(paths, decode, pictures, cfg.skip_bad), -1] = 1
 
     files = [(str(p), *((p.stat().st_size, p.stat().st_mtime_ns) if p.exists() else ())) for p in paths]
-    rows = cached(cfg, (files, key), (len(paths), math.prod(shape) + 1), fill)
+    rows = cached(cfg, (files, key, cfg.skip_bad), (len(paths), math.prod(shape) + 1), fill)
     images, readable = rows[:, :-1].unflatten(1, shape), rows[:, -1].cpu() == 1
     good = readable.nonzero()[:, 0].tolist()
-    if len(good) < len(paths) and not cfg.skip_bad:                    # an earlier run had --skip-bad
-        missing = (~readable).nonzero()[:, 0].tolist()
-        decode_all(missing, lambda i: decode(missing[i]), {}, False)
     return (images if len(good) == len(paths) else images[good]), good
 
 

@@ -39,10 +39,9 @@ def wish(text, known, sets):
     colour or a class clears its rivals. UserError for what no set knows.
     """
     places = {name: (d, k) for d, (names, _) in enumerate(sets) for k, name in enumerate(names)}
-    # also a class that is called not-smiling
-    on = text in places
+    on = text in places                                                # also a class called not-smiling
     name = text if on else text.removeprefix("not-")
-    if name not in places or (name == text and not on):
+    if name not in places:
         raise UserError(f"--target {text}: unknown label; this generator knows {', '.join(places)}")
     d, k = places[name]
     names, exclusive = sets[d]

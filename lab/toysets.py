@@ -20,6 +20,8 @@ def wild(cfg, count, seed):
     # they have no sex
     names = tuple("Beard" if name == "Male" else name for name in cfg.attributes)
     for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--attributes {' '.join(cfg.attributes)}: {name} twice (toy Male is Beard)")
         if name not in toyfaces.ATTRIBUTES:
             raise UserError(f"--attributes {name}: toy faces have {', '.join(toyfaces.ATTRIBUTES)}")
     makeup = cfg.variety > 0 or "Makeup" in names

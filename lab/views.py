@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import common
 from lab import UserError
-from lab.formats import landmarks as formats
+from lab.formats import landmarks as formats, with_ending
 from lab.images import crop, decoded_images, open_image, report_bad
 
 
@@ -68,8 +68,8 @@ def cropped(cfg, picture, path, pts):
 
     Without any it must be such a crop already, else UserError.
     """
-    S, beside = cfg.image_size, Path(pts[0]) if pts else Path(path).with_suffix(".pts")
-    if pts or beside.exists():
+    S, beside = cfg.image_size, Path(pts[0]) if pts else with_ending(Path(path), ".pts")
+    if beside:
         points = with_points(cfg.points, formats.read_pts(beside))
         formats.check_points(points, picture, path)
         low, high = common.crop_box(points[None], cfg.tight)

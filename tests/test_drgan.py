@@ -397,9 +397,10 @@ def test_new_fiducials_are_new_pictures(tiny, tmp_path):
 @pytest.mark.parametrize("make,message", [
     (lambda root: picture(root / "a.jpg"), "found 1 pictures, but neither 001/frontal/"),
     (lambda root: (root / "poses.txt").write_text(""), "poses.txt: empty"),
-    (lambda root: picture(root / "001/frontal/01.jpg"),
+    (lambda root: picture(root / "001/frontal/01.jpg"), "all 1 pictures show the pose frontal"),
+    (lambda root: [picture(root / f"001/{pose}/01.jpg") for pose in ("frontal", "profile")],
      "1 people, 0 of them held out; expected at least 2 to train on and 4 to test on"),
-    (lambda root: [picture(root / f"{k:03d}/frontal/01.jpg") for k in range(12)],
+    (lambda root: [picture(root / f"{k:03d}/{('frontal', 'profile')[k % 2]}/01.jpg") for k in range(12)],
      "4 pictures of 4 people to test on; expected .*some with several"),
 ])
 def test_spoilt_data_gives_one_error(tiny, tmp_path, make, message):

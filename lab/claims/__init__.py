@@ -1,7 +1,11 @@
 """What papers claim, measured: reports of an evaluation, ablations over seeds, their tables and plots."""
+import functools
+import os
 import shutil
 import sys
 import textwrap
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -87,9 +91,22 @@ def in_parallel(function, jobs, device):
     workers = 1 if device != "cpu" else min(len(jobs), torch.multiprocessing.cpu_count())
     if workers < 2:
         return [function(job) for job in jobs]
-    quiet = not sys.stderr.isatty()
-    with torch.multiprocessing.get_context("spawn").Pool(workers, _alone_on_a_core) as pool:
-        return list(tqdm(pool.imap(function, jobs), "runs", len(jobs), disable=quiet))
+    quiet, spawn = not sys.stderr.isatty(), torch.multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, _alone_on_a_core) as pool:
+        try:
+            results = pool.map(functools.partial(_one, function), jobs)
+            return list(tqdm(results, "runs", len(jobs), disable=quiet))
+        except BrokenProcessPool:
+            raise UserError("a process of the ablation ended; is there too little memory? The same command "
+                            "goes on. (A script needs if __name__ == '__main__' around it.)") from None
+
+
+def _one(function, job):
+    """function(job); a training that was told to stop ends its process, which would begin another."""
+    try:
+        return function(job)
+    except (KeyboardInterrupt, SystemExit):
+        os._exit(130)
 
 
 def _alone_on_a_core():

@@ -158,7 +158,8 @@ def ablate(cfg):
     study = claims.Ablation({(name, seed): job(name, seed, **change)
                              for seed in SEEDS for name, change in ABLATION.items()})
     gannotation.make_data(cfg, test=True)                              # before the processes all make them
-    judges_of(cfg)
+    if not cfg.data:
+        judges_of(cfg)
     judges.judge("identity", cfg.image_size, 1, cfg.device, cfg.cache)
     trunks.run(ablation_run, cfg.device)
     for (_, seed), one in study.jobs.items():

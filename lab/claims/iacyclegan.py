@@ -162,7 +162,7 @@ def ablate(cfg):
     rounds    round 2 at least 1 point above round 1, by the same recogniser.
     pictures  FSIM to the true sketch above CycleGAN's in every seed, SSIM not more than .01 below, SSIM of
               the inner face at least .02 above.
-    poor      (the reader's question) round 1 after a first round of a twentieth of the steps is above
+    poor      (not a claim of the paper) round 1 after a first round of a twentieth of the steps is above
               CycleGAN of full length in every seed, and in the mean not below round 1 with recognisers that
               were not tuned at all.
 

@@ -248,8 +248,9 @@ def check(cfg, parts, jobs):
     """UserError for settings under which the tables cannot be measured."""
     between = [row.removeprefix("patch ") for row in list(parts.get("patch", {}))[1:-1]]
     if "patch" in parts and str(cfg.patch) not in between:
+        way_out = f"expected one of {', '.join(between)}" if between else "give a larger --image-size"
         raise UserError(f"--patch {cfg.patch}: the table compares it with the smallest and the largest; "
-                        f"expected one of {', '.join(between)}")
+                        + way_out)
     for one in jobs.values():
         paper.validate(one)
         _, paint = toysets.painters(one)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from lab import UserError
-from lab.formats import files_below, folders_in, pictures_in, text_of
+from lab.formats import TEST_NAMES, files_below, folders_in, pictures_in, text_of
 
 HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")         # at most one of them holds
 
@@ -70,6 +70,8 @@ def scan_attributes(root, path, attributes, test_images):
     """
     names, rows, told = table_of(path)
     for name in attributes:
+        if attributes.count(name) > 1:
+            raise UserError(f"--attributes {' '.join(attributes)}: {name} is there twice")
         if name not in names:
             few = ", ".join(names[:6])
             raise UserError(f"--attributes {name}: {path} has {few} ... ({len(names)})")
@@ -176,7 +178,7 @@ def in_folders(root):
     if {"traina", "trainb"} <= parts.keys():
         raise UserError(f"{root}: found trainA/ and trainB/, two sets of pictures; expected a folder for "
                         "each class; rename them, or train pix2pix_cyclegan.py --model cyclegan")
-    train, test = parts.get("train"), parts.get("test", parts.get("val"))
+    train, test = parts.get("train"), next((parts[name] for name in TEST_NAMES if name in parts), None)
     if train and test:
         trained, tested = ({p.name for p in folders_in(part).values()} for part in (train, test))
         if tested - trained:

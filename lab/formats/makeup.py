@@ -88,6 +88,7 @@ def pictures_below(root):
 
 def annotation_of(picture):
     """Where the landmarks of a picture are: NAME.pts beside it, or a map in segs/; None = nowhere."""
+    picture = picture.absolute()
     home = picture.parent
     folders = home.parent / "segs" / home.name, home.parent.parent / "segs" / home.name, home / "segs"
     maps = (with_ending(folder / picture.name, picture.suffix, ".png", *IMAGE_FILES) for folder in folders)

@@ -2,7 +2,7 @@
 from pathlib import Path
 
 from lab import UserError, say
-from lab.formats import files_below, folders_in
+from lab.formats import TEST_NAMES, files_below, folders_in
 from lab.images import picture_size
 
 
@@ -17,7 +17,7 @@ def scan(root, model):
     root = Path(root)
 
     there = folders_in(root)
-    for part in {"train", "test", "val"} & there.keys():               # train/A is trainA
+    for part in {"train", *TEST_NAMES} & there.keys():                 # train/A is trainA
         sides = folders_in(there[part])
         if {"a", "b"} <= sides.keys():
             del there[part]
@@ -26,16 +26,19 @@ def scan(root, model):
     def files(name):
         return files_below(there[name.lower()]) if name.lower() in there else []
 
+    def held_out(side=""):
+        return next(filter(None, (files(name + side) for name in TEST_NAMES)), [])
+
     def split(train, test):
         return (train, test) if test else ([p for k, p in enumerate(train) if k % 10 != 9], train[9::10])
 
     pairs = bool(files("train")) and (model == "pix2pix" or not (files("trainA") and files("trainB")))
     if pairs:
-        one, other = split(files("train"), files("test") or files("val"))
+        one, other = split(files("train"), held_out())
         train, test, images = (one, one), (other, other), one + other
         counts = f"{len(one)} pairs to train on, {len(other)} held out"
     elif files("trainA") and files("trainB"):
-        sides = [split(files(f"train{side}"), files(f"test{side}") or files(f"val{side}")) for side in "AB"]
+        sides = [split(files(f"train{side}"), held_out(side)) for side in "AB"]
         (train_A, test_A), (train_B, test_B) = sides
         train, test, images = (train_A, train_B), (test_A, test_B), train_A + test_A + train_B + test_B
         counts = (f"{len(train_A)} A and {len(train_B)} B to train on, "

@@ -186,7 +186,7 @@ def official_pairs(paths, poses, root, kind):
     paths), same (bool), fold, each [M]; None without Protocol/ or with fewer than two folds of such pairs.
     UserError where Protocol/ is not as CFP distributes it.
     """
-    root = Path(root)
+    root = Path(root).absolute()
     homes = [folder / "Protocol" for folder in (root, root.parent, root.parent.parent)]
     protocol = next(filter(Path.is_dir, homes), None)
     if protocol is None or "frontal" not in poses:
