@@ -8,6 +8,7 @@ import argparse
 import ast
 import contextlib
 import dataclasses
+import errno
 import importlib
 import inspect
 import math
@@ -56,7 +57,8 @@ def cli(name):
             raise
         fail("out of memory; give a smaller --batch-size, --image-size or network")
     except OSError as error:
-        fail(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
+        room = "; make room where --run and --cache are: the same command goes on" * (error.errno == errno.ENOSPC)
+        fail(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}{room}")
 
 
 def fail(message):

@@ -671,6 +671,9 @@ def test_cfps_own_pairs(tmp_path):
         assert (pose[a] == 0).all() and (pose[b] == second).all() and len(fold.unique()) == 6
     # only one fold of these people: no threshold from others
     assert people.official_pairs(paths[-12:], found["poses"], root, "FP") is None
+    # 31 pictures of five people and of one of a sixth: only the two whole folds
+    *_, fold = people.official_pairs(paths[-31:], found["poses"], root, "FP")
+    assert sorted(fold.unique().tolist()) == [4, 5]
     assert people.official_pairs(paths, ("0", "15"), root, "FP") is None
     assert people.official_pairs(paths, found["poses"], root / "Data/Images", "FP") is not None
     (root / "Protocol/Split/FP/01/same.txt").write_text("1;2")
