@@ -57,7 +57,8 @@ def cli(name):
             raise
         fail("out of memory; give a smaller --batch-size, --image-size or network")
     except OSError as error:
-        room = "; make room where --run and --cache are: the same command goes on" * (error.errno == errno.ENOSPC)
+        full = error.errno == errno.ENOSPC
+        room = "; make room where --run and --cache are: the same command goes on" * full
         fail(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}{room}")
 
 

@@ -369,7 +369,7 @@ def test_check_draws_thirty_folders(tmp_path, capsys):
     found = {"notes": {}, "images": [], "bad": [], "bytes_per_image": 0}
     formats.check(lambda cfg: found, Settings(str(tmp_path)))
     out = capsys.readouterr().out
-    assert "\n    27/  1 .png  20-20 x 25-25 px\n  ... and 4 more folders\n" in out and "28/" not in out
+    assert "\n    27/  1 .png  20-20 x 25-25 px\n  ... and 4 more folders\n" in out and "\n    28/" not in out
 
 
 # ----------------------------------------------------------------------------- StarGAN: attributes
