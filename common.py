@@ -80,15 +80,18 @@ class PatchGAN(nn.Module):
 class ResNet(nn.Module):
     """CycleGAN's generator (Zhu et al. 2017, section 7.2): c7s1-64, d128, d256, R256 x 9, u128, u64, c7s1-3.
 
-    Reflection padding where the stride is 1. 11,378,179 parameters with 9 blocks.
+    Reflection padding where the stride is 1. 11,378,179 parameters with 9 blocks. nearest: u layers repeat
+    pixels and convolve, which no checkerboard can come of; the paper's are transposed convolutions.
     forward(x [B, 3, S, S]) -> [B, 3, S, S], both in [-1, 1]; S is a multiple of 4.
     """
 
-    def __init__(self, residual_blocks=9, width=64):
+    def __init__(self, residual_blocks=9, width=64, nearest=False):
         super().__init__()
         w, act, norm, reflect = width, nn.ReLU(), "instance", dict(padding_mode="reflect")
 
         def up(c_in, c_out):
+            if nearest:
+                return [nn.Upsample(scale_factor=2), *conv_block(c_in, c_out, 3, 1, 1, norm, act, **reflect)]
             return [nn.ConvTranspose2d(c_in, c_out, 3, 2, 1, output_padding=1), NORMS[norm](c_out), act]
 
         self.main = nn.Sequential(

@@ -67,7 +67,7 @@ class Config(Settings):
     """The papers' recipe. (p) is of pix2pix alone, (c) of CycleGAN alone."""
     model: str = choice("pix2pix", "cyclegan")                           # ours: which paper
     # data
-    toy: str = choice("auto", "regions", "landmarks", "sketch", "glasses")  # ours; auto: by model
+    toy: str = choice("auto", "colours", "regions", "landmarks", "sketch", "glasses")  # ours; auto: by model
     direction: str = choice("AtoB", "BtoA")                              # PyTorch code: what is x, what is y
     image_size: int = 256             # P 6.2, C 7.2
     load_size: int = 0                # P 6.2: resized to 286, then cropped to 256; 0 = in this proportion
@@ -81,39 +81,37 @@ class Config(Settings):
     skips: bool = True                # P 3.2.1: U-Net; --no-skips: encoder-decoder (p)
     dropout: tuple = (1, 2, 3)        # P 3.1: layers with the noise z; PyTorch code: 2 3 4; 0: none (p)
     residual_blocks: int = 9          # C 7.2: 9 from 256 px on, 6 for 128 px (c)
+    nearest: bool = False             # ours, off: G repeats pixels in place of C's u layers (c)
     # losses: a row of the papers' tables is a weight of 0
     lambda_gan: float = 1.            # P (4), C (3)
     lambda_L1: float = 100.           # P 4.2 (p)
     lambda_cyc_x: float = 10.         # C 4; forward cycle, PyTorch code: lambda_A (c)
     lambda_cyc_y: float = 10.         # C 4; backward cycle, PyTorch code: lambda_B (c)
     lambda_idt: float = 0.            # C 5.2: 5, but for paintings and flowers only (c)
+    lambda_copy: float = 10.          # ours: in the first copy_steps only (c)
     pool_size: int = 50               # C 4: generated pictures that D is shown again (c)
     # training
     epochs: int = 200                 # P 6.2, C 7.1, for their small sets
     steps: int = 0                    # ours: 0 = epochs
+    copy_steps: int = 0               # ours, off: of the steps, the first, in which G and F learn to copy (c)
     sample_every: int = 1000          # ours: steps of one picture are short
     batch_size: int = 1               # P 6.2, C 4
     lr: float = 2e-4                  # P 3.3, C 4
     betas: tuple = (.5, .999)         # P 3.3; PyTorch code
     decay_from: float = .5            # C 4: constant, then linear to 0; PyTorch code also for P
-    # ablation
-    part: str = choice("all", "losses", "generator", "patch", "cycle")   # ours: of --ablate
+    part: str = choice("all", "losses", "generator", "patch", "labels", "cycle")   # ours: of --ablate
     AMP_ON_CUDA = False     # one picture a step. H100, ms: P 12.7, in bfloat16 14.8; C 45.5, in bfloat16 49.6
 
 
-# Minutes on a processor, for both papers. All of it is ours.
-SMALL = dict(
-    image_size=64, width=16, d_width=16,    # a quarter of the papers' size and widths
-    patch=16,                               # of 64 px what 70 is of 256
-    people=2000, residual_blocks=6, steps=12_000,
-)
-# Minutes on a GPU, hours on two cores, for both papers. All of it is ours.
-MEDIUM = dict(
-    image_size=128, people=2000, patch=34,  # of 128 px nearly what 70 is of 256
-    width=32, d_width=32,                   # CycleGAN's G in half precision stays under 5 MB
-    residual_blocks=6, batch_size=4,        # C 7.2: for 128 px; four pictures fill a GPU better than one
-    steps=6000, lr=3e-4,                    # few steps, so larger ones
-)
+# Minutes on a processor. All of it is ours.
+SMALL = dict(image_size=64, width=16, d_width=16, patch=16, people=2000, steps=12_000)      # a quarter of all
+SMALL_CYCLEGAN = dict(
+    image_size=48, width=32, d_width=32, patch=16, residual_blocks=4,    # small but wide paints better
+    nearest=True, people=2000, copy_steps=400,       # else G may paint negatives, which F turns back
+    batch_size=4, steps=6000, lr=4e-4)               # four pictures fill a processor; few steps, large ones
+# Minutes on a GPU, hours on two cores. Patches of 34 px are of 128 nearly what 70 are of 256.
+MEDIUM = dict(image_size=128, width=16, d_width=32, patch=34, people=4000, batch_size=4, steps=8000, lr=3e-4)
+MEDIUM_CYCLEGAN = MEDIUM | dict(width=32, residual_blocks=6, nearest=True, copy_steps=600, steps=6000)
 INFER_FLAGS = {
     "--backward": dict(action="store_true", help="CycleGAN: translate with F, from Y to X"),
     "--half": dict(choices=("A", "B"), help="the files are pairs A|B: take the left or the right half"),
@@ -263,25 +261,15 @@ def discriminator(patch=70, in_channels=3, width=64, norm="batch"):
     return PatchGAN(in_channels, [width * min(2 ** k, 8) for k in range(n + 1)], (2,) * n + (1,), norm=norm)
 
 
-def build_pix2pix(cfg):
-    """G and D, initialised as in both codes."""
-    G = common.init_normal(UNet(int(math.log2(cfg.image_size)), cfg.width, cfg.skips, cfg.dropout))
-    D = common.init_normal(discriminator(cfg.patch, 6 if cfg.conditional else 3, cfg.d_width, "batch"))
-    return G, D
-
-
-def build_cyclegan(cfg):
-    """G, F, D_X, D_Y. (G_A, G_B, D_B, D_A in the authors' codes, whose D_A judges what G_A makes.)"""
-    G, F = (common.init_normal(ResNet(cfg.residual_blocks, cfg.width)) for _ in "GF")
-    D_X, D_Y = (common.init_normal(discriminator(cfg.patch, 3, cfg.d_width, "instance")) for _ in "XY")
-    return G, F, D_X, D_Y
-
-
 def build(cfg):
-    """{name: network} of cfg.model."""
+    """{name: network}. CycleGAN's are G_A, G_B, D_B, D_A in its codes, where D_A judges what G_A makes."""
     if cfg.model == "pix2pix":
-        return dict(zip(("G", "D"), build_pix2pix(cfg), strict=True))
-    return dict(zip(("G", "F", "D_X", "D_Y"), build_cyclegan(cfg), strict=True))
+        nets = {"G": UNet(int(math.log2(cfg.image_size)), cfg.width, cfg.skips, cfg.dropout),
+                "D": discriminator(cfg.patch, 6 if cfg.conditional else 3, cfg.d_width, "batch")}
+    else:
+        nets = {name: ResNet(cfg.residual_blocks, cfg.width, cfg.nearest) for name in ("G", "F")}
+        nets |= {name: discriminator(cfg.patch, 3, cfg.d_width, "instance") for name in ("D_X", "D_Y")}
+    return {name: common.init_normal(net) for name, net in nets.items()}
 
 
 def seen_by_D(cfg, x, y):
@@ -427,6 +415,7 @@ def train_cyclegan(cfg, data, held_out, G, F, D_X, D_Y):
     nets = {"G": G, "F": F, "D_X": D_X, "D_Y": D_Y, "pool_X": pool_X, "pool_Y": pool_Y}
     run = Run(cfg, data, nets, {"G": opt_G, "D": opt_D}, HEALTH)
     shown = fixed_batch(held_out)
+    learn_to_copy(cfg, run, G, F, opt_G)
 
     for step, (x, y) in run.batches(cfg.batch_size):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
@@ -472,6 +461,25 @@ def train_cyclegan(cfg, data, held_out, G, F, D_X, D_Y):
     return [G, F]
 
 
+def learn_to_copy(cfg, run, G, F, opt_G):
+    """Ours, before C's training, off in its recipe: G and F learn to give back pictures of X and of Y.
+
+    Else both may paint negatives, which satisfies the cycle. The weight is the cycle's, since Adam, which
+    divides by past gradients, would leap at C's objective.
+    """
+    for step, (x, y) in run.batches(2 * cfg.batch_size, until=cfg.copy_steps):
+        both = torch.cat([x, y])
+        with autocast(cfg):
+            G_same = G(both)
+            F_same = F(both)
+        L_copy = cfg.lambda_copy * (loss_idt(both, G_same) + loss_idt(both, F_same))
+        opt_G.zero_grad()
+        L_copy.backward()
+        opt_G.step()
+        if run.logs(step):
+            run.log(step, L_copy=L_copy)
+
+
 @torch.no_grad()
 def in_batches(cfg, net, x, noise=0):
     """net(x) in batches as in training: batch norm sees them. noise: a seed for G's dropout alone."""
@@ -489,32 +497,24 @@ def fixed_batch(held_out, n=8):
 
 
 def health(cfg, shown, G, D_Y, F=None, D_X=None):
-    """The health word and numbers of `one_way` for G, and for CycleGAN's F, whose numbers end in _F."""
-    x, y, paired = shown
-    word, values = one_way(cfg, G, D_Y, x, y, paired)
-    if F is not None:
-        word_F, values_F = one_way(cfg, F, D_X, y, x, paired)
-        word = word_F if word == "ok" else word
-        values |= {f"{name}_F": value for name, value in values_F.items()}
-    return {"health": word} | values
-
-
-def one_way(cfg, G, D, x, y, paired):
-    """(health word, mean L1 distances in 0 ... 1) of a generator G and the D of what it makes.
+    """{"health": word} and mean L1 distances in 0 ... 1; those of CycleGAN's F end in _F.
 
     change: of G(x) to x; spread: between outputs of different x; in pairs error and copy: G(x) and x to y.
     """
-    y_fake = in_batches(cfg, G, x)
-    real, fake = (in_batches(cfg, D, seen_by_D(cfg, x, picture)) for picture in (y, y_fake))
-    if cfg.model == "pix2pix":
-        real, fake = real.sigmoid(), fake.sigmoid()
-    change, error, copy, spread, apart = ((a - b).abs().mean() / 2 for a, b in (
-        (y_fake, x), (y_fake, y), (x, y), (y_fake, y_fake.roll(1, 0)), (y, y.roll(1, 0))))
-    lead = real.mean((1, 2, 3)).min() - fake.mean((1, 2, 3)).max()     # in every picture
-    word = "D-won" if lead > .8 and cfg.lambda_gan else "ok"
-    word = "collapsed" if spread < .1 * apart else word
-    word = "copying" if change < (.1 * copy if paired else .005) else word
-    return word, {"change": change, "spread": spread} | ({"error": error, "copy": copy} if paired else {})
+    (a, b, paired), words, found = shown, [], {}
+    for end, net, D, x, y in (("", G, D_Y, a, b), ("_F", F, D_X, b, a))[:1 if F is None else 2]:
+        y_fake = in_batches(cfg, net, x)
+        real, fake = (in_batches(cfg, D, seen_by_D(cfg, x, picture)) for picture in (y, y_fake))
+        if cfg.model == "pix2pix":
+            real, fake = real.sigmoid(), fake.sigmoid()
+        change, error, copy, spread, apart = ((one - other).abs().mean() / 2 for one, other in (
+            (y_fake, x), (y_fake, y), (x, y), (y_fake, y_fake.roll(1, 0)), (y, y.roll(1, 0))))
+        lead = real.mean((1, 2, 3)).min() - fake.mean((1, 2, 3)).max()           # in every picture
+        words += ["copying"] * bool(change < (.1 * copy if paired else .005))
+        words += ["collapsed"] * bool(spread < .1 * apart) + ["D-won"] * bool(lead > .8 and cfg.lambda_gan)
+        found |= {f"change{end}": change, f"spread{end}": spread}
+        found |= {f"error{end}": error, f"copy{end}": copy} if paired else {}
+    return {"health": next(iter(words), "ok")} | found
 
 
 def sample_grid(cfg, shown, G, F=None):
@@ -556,7 +556,7 @@ def load(cfg):
     path = cfg.weights or Path(cfg.run) / "last.pt"
     saved = checkpoint(path)
     restore_config(cfg, saved, ("model", "toy", "direction", "image_size", "load_size", "pose", "width",
-                                "skips", "dropout", "residual_blocks", "batch_size"))
+                                "skips", "dropout", "residual_blocks", "nearest", "batch_size"))
     nets = {name: net.eval() for name, net in build(cfg).items()
             if name == "G" or name == "F" and "F" in saved["nets"]}
     fill(nets, saved, path)

@@ -206,11 +206,16 @@ def scale_of(args):
     return "paper" if args.data else "medium"
 
 
+def recipe(paper, scale, model=""):
+    """What `scale` changes in Config: SMALL, MEDIUM or nothing. A model may have its SMALL_<MODEL>."""
+    return getattr(paper, f"{scale}_{model}".upper(), getattr(paper, scale.upper(), {}))
+
+
 def config_of(paper, args):
     """The Config of the scale, changed by what was given. UserError for numbers that no paper can use."""
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(paper.Config)}
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
-    preset = {"small": paper.SMALL, "medium": paper.MEDIUM, "paper": {}}[scale_of(args)]
+    preset = recipe(paper, scale_of(args), given.get("model", ""))
     if "epochs" in given:
         preset = {k: v for k, v in preset.items() if k != "steps"}
     cfg = paper.Config(**{**preset, **given})

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from lab import say, toyfaces
 from lab.files import save_checkpoint
+from lab.images import draw_crops, to_uint8
 
 JUDGE_PEOPLE, JUDGE_FRAMES, JUDGE_STEPS = 400, 10, 700
 LARGEST = 128                                      # px; judges are trained on no larger pictures
@@ -22,10 +23,10 @@ class Judge(nn.Module):
     `features(x)` returns the four feature maps, for losses that compare features.
     """
 
-    def __init__(self, kind, n_classes=JUDGE_PEOPLE, width=32):
+    def __init__(self, kind):
         super().__init__()
         self.kind, self.who = kind, kind in ("identity", "sketch")
-        widths = 3, width, 2 * width, 3 * width, 4 * width
+        widths = 3, 32, 64, 96, 128
         self.convs = nn.ModuleList(layer(nn.Conv2d(a, b, 4, 2, 1, bias=False), b)
                                    for a, b in zip(widths, widths[1:], strict=False))
         if kind == "regions":                      # a U-Net: each map on the way up sees that of the way down
@@ -35,7 +36,7 @@ class Judge(nn.Module):
             return
         self.fc = nn.Linear(16 * widths[-1], 128 if self.who else 256)
         if self.who:
-            self.head = nn.Linear(128, n_classes, bias=False)
+            self.head = nn.Linear(128, JUDGE_PEOPLE, bias=False)
         else:
             self.head = nn.Linear(256, 1 if kind == "yaw" else 136)
 
@@ -77,16 +78,17 @@ def scaled_down(x):
     return F.interpolate(x, (LARGEST, LARGEST), mode="bilinear", antialias=True)
 
 
-def judge(kind, size, seed, device="cpu", cache="runs/cache"):
+def judge(kind, size, seed, device="cpu", cache="runs/cache", alike=None):
     """A trained, frozen Judge for pictures of `size`, and its own error on true renders of people held out.
 
     The error of "identity" and "sketch": the equal error rate of telling two people apart; "landmarks": mean
     distance, px at `size`; "yaw": mean, degrees; "regions": share of pixels put into another region. seed:
-    judges of different seeds have seen different people; use one in a loss and another to measure. Kept in
-    the folder `cache`, made anew if damaged; a minute to train on two cores. UserError if the disk is full.
+    judges of different seeds have seen different people; use one in a loss and another to measure. alike:
+    fields of Face that all its people share, {name: value}. Kept in the folder `cache`, made anew if damaged;
+    a minute to train on two cores. UserError if the disk is full.
     """
     asked, size = size, min(size, LARGEST)
-    code = b"".join(Path(file).read_bytes() for file in (__file__, toyfaces.__file__))
+    code = b"".join(Path(file).read_bytes() for file in (__file__, toyfaces.__file__)) + repr(alike).encode()
     path = Path(cache) / f"judge-{kind}-{size}-{seed}-{hashlib.sha256(code).hexdigest()[:12]}.pt"
     net = Judge(kind)
     try:
@@ -96,16 +98,18 @@ def judge(kind, size, seed, device="cpu", cache="runs/cache"):
     except Exception:                              # not there, or damaged in any way: make it
         say(f"training the {kind} judge (once, on {JUDGE_PEOPLE} people of its own) ...")
         first = 1_000_000 + 1000 * seed            # papers draw their people from smaller seeds
-        error = train(net, kind, size, first, device)
+        error = train(net, kind, size, first, device, alike)
         save_checkpoint({"net": net.state_dict(), "error": error}, path)
     error = error * asked / size if kind == "landmarks" else error
     return net.to(device).eval().requires_grad_(False), error
 
 
-def people(count, n_frames, seed, g, device):
-    """`count` toy people, each in n_frames pictures, near and far. Scene and make-up change from one picture
-    to the next, so only the face tells who it is."""
-    everyone = toyfaces.sample(count, seed, device)
+def people(count, n_frames, seed, g, device, alike=None):
+    """`count` toy people, each in n_frames pictures, near and far; alike: see `judge`.
+
+    Scene and make-up change from one picture to the next, so only the face tells who it is.
+    """
+    everyone = toyfaces.sample(count, seed, device).set(**alike or {})
     faces = toyfaces.frames(everyone, n_frames, seed + 1, vary=toyfaces.SCENE + toyfaces.MAKEUP)
     return faces.set(zoom=.9 + .45 * torch.rand(len(faces), generator=g))
 
@@ -126,23 +130,28 @@ def truth_of(faces, kind, size):
 
 
 @torch.enable_grad()                               # judges are asked for where gradients are off
-def train(net, kind, size, first, device):
-    """Train a Judge in place; returns its error. first: the first of its seeds."""
+def train(net, kind, size, first, device, alike=None):
+    """Train a Judge in place; returns its error. first: the first of its seeds.
+
+    Those who tell people apart bear shifts (a twelfth of the side) and mirrors: crops differ by them.
+    """
     g = torch.Generator().manual_seed(first)
     noise = torch.Generator(device).manual_seed(first)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(first)
         net.__init__(kind)
         net.to(device).train()
-        faces = people(JUDGE_PEOPLE, JUDGE_FRAMES, first, g, device)
-        images, truth = (paint(faces, kind, size, g) * 127).to(torch.int8), truth_of(faces, kind, size)
+        faces, room = people(JUDGE_PEOPLE, JUDGE_FRAMES, first, g, device, alike), net.who * size // 12
+        images, truth = to_uint8(paint(faces, kind, size, g)), truth_of(faces, kind, size)
+        images = F.pad(images, (room,) * 4, mode="replicate")
         person = torch.arange(JUDGE_PEOPLE, device=device).repeat_interleave(JUDGE_FRAMES)
         steps = JUDGE_STEPS // 2 if kind == "regions" else JUDGE_STEPS                 # every pixel teaches
         optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
         for _ in range(steps):
-            k = torch.randint(len(images), (64,), generator=g).to(device)
-            x = images[k].float() / 127
+            k, top, left, mirror = (torch.randint(n, (64,), generator=g).to(device)
+                                    for n in (len(images), 2 * room + 1, 2 * room + 1, 1 + net.who))
+            x = draw_crops(images, k, top, left, size, device, mirror == 1)
             x = x + .02 * torch.randn(x.shape, generator=noise, device=device)
             loss = loss_of(net, x, truth[k], person[k], size)
             optimiser.zero_grad()
@@ -150,14 +159,13 @@ def train(net, kind, size, first, device):
             optimiser.step()
             schedule.step()
     net.eval()
-    held_out = people(60, 6, first + 2, g, device)
+    held_out = people(60, 6, first + 2, g, device, alike)
     with torch.no_grad():
         return error_of(net(paint(held_out, kind, size, g)), kind, truth_of(held_out, kind, size))
 
 
 def loss_of(net, x, truth, person, size):
-    """People: softmax over cosines with a margin (CosFace, Wang et al. 2018). Regions:
-    cross-entropy. Others: L1."""
+    """People: softmax over cosines with a margin (CosFace). Regions: cross-entropy. Others: L1."""
     if net.who:
         cosine = net(x) @ F.normalize(net.head.weight, dim=1).T
         return F.cross_entropy(20 * (cosine - .15 * F.one_hot(person, JUDGE_PEOPLE)), person)

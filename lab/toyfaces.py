@@ -32,7 +32,6 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from tqdm import tqdm
 
 from lab import say
@@ -50,7 +49,7 @@ LIPSTICKS = (.75, .08, .15), (.85, .25, .35), (.55, .05, .25), (.80, .35, .25), 
 EYE_SHADOWS = (.45, .25, .55), (.20, .35, .65), (.15, .50, .45), (.55, .35, .20), (.75, .35, .50)
 
 # The eight expressions of RaFD, in alphabetical order. 1 is the strongest that still looks like a face.
-#                smile  open  sneer contempt raise frown lids  gaze_y
+#                smile  open  sneer contempt raise frown eyes  gaze_y
 EXPRESSIONS = {
     "angry":        (-.55, .00, .30, .00, -.30, 1.00, .80, .00),
     "contemptuous": (.05, .00, .00, 1.00, .10, .15, .70, .00),
@@ -414,6 +413,19 @@ def _rgb(like, *colour):
     return torch.tensor(colour, device=like.device)[:, None, None]
 
 
+def _hair_rgb(face):
+    """[B, 3]; age turns it grey."""
+    hair = torch.tensor(HAIR_RGB, device=face.yaw.device)[face.hair.long()] + face.hair_tint
+    grey = .45 * (face.age - .6).clamp(min=0)
+    return (hair + (hair.new_tensor(HAIR_RGB[3]) - hair) * grey[:, None]).clamp(0, 1)
+
+
+def _lip_rgb(face):
+    """[B, 3]; natural lips, or under lipstick."""
+    natural = (face.skin_rgb * face.skin_rgb.new_tensor([.92, .62, .60])).clamp(0, 1)
+    return natural + (face.lip_rgb - natural) * face.lip_alpha[:, None]
+
+
 def _both(*distances):
     """Distance to what several shapes have in common."""
     return functools.reduce(torch.maximum, distances)
@@ -450,9 +462,7 @@ def _view(people, size):
     lambert = (lambert / (nx ** 2 + ny ** 2 + nz ** 2 + 1e-6).sqrt()).clamp(min=0)
     shade = (1 - .62 * face.light_strength * (1 - lambert) - .10 * (1 - z.clamp(0, 1)))[:, None]
 
-    hair = torch.tensor(HAIR_RGB, device=x.device)[people.hair.long()][..., None, None] + face.hair_tint
-    grey = .45 * (face.age - .6).clamp(min=0)
-    hair = (hair + (_rgb(x, *HAIR_RGB[3]) - hair) * grey[:, None]).clamp(0, 1)
+    hair = _hair_rgb(people)[..., None, None]
     strands = (1 + .07 * torch.sin(20 * u + 4 * torch.sin(3 * v + 4 * u) + face.hair_part * 3))[:, None]
     lit_hair = hair * (shade * strands * (1.06 - .12 * (y[:, None] + 1).clamp(0, 1)))
     return SimpleNamespace(
@@ -590,8 +600,7 @@ def _nose_and_mouth(view):
     half, s = _mouth_half_width(face), view.mouth_s
     outer_up, inner_up, inner_low, outer_low = _mouth_curves(face, s.clamp(-1, 1))
     beyond = (s.abs() - 1) * half
-    natural = (skin * _rgb(u, .92, .62, .60)).clamp(0, 1)
-    lip_rgb = natural + (face.lip_rgb - natural) * face.lip_alpha[:, None]
+    lip_rgb = _lip_rgb(view.people)[..., None, None]
     gloss = 1 + .10 * torch.exp(-((v - inner_low - .035) / .02) ** 2) - .12 * (v < inner_up)
     lips = _inside(_both(outer_up - v, v - outer_low, beyond), edge) * view.visible
     yield "lips", lips, lip_rgb * view.shade * gloss[:, None]
@@ -675,37 +684,37 @@ def region_map(face, size=64):
     return torch.tensor(REGION_RGB, device=face.yaw.device)[regions(face, size)].movedim(3, 1) / 127.5 - 1
 
 
+def colour_map(face, size=64):
+    """regions in the flat colours of each person, as a painter's ground: [B, 3, size, size] in [-1, 1]."""
+    hair, (white, dark) = _hair_rgb(face), (torch.full_like(face.skin_rgb, tone) for tone in (.9, .1))
+    flat = torch.stack([face.background.mean(1), face.skin_rgb, hair, .62 * hair, white, _lip_rgb(face), dark,
+                        .85 * hair, dark, face.clothes], 1)                      # in the order of REGIONS
+    return torch.stack([c[k] for c, k in zip(flat, regions(face, size), strict=True)]).movedim(3, 1) * 2 - 1
+
+
 @torch.no_grad()
-def sketch(face, size=64, exaggeration=1.5, seed=0):
+def sketch(face, size=64, exaggeration=1.5):
     """A pencil drawing: [B, 1, size, size] in [-1, 1]. exaggeration: see `exaggerate`; a number, or [B].
 
-    The drawing shows a caricature, so it does not match the picture pixel by pixel. This is as in CUFS.
+    Contours and a smooth tone: hatching finer than pixels is noise to a network. It shows a caricature, so
+    it does not match the picture pixel by pixel. This is as in CUFS.
     """
-    big, device = 2 * size, face.yaw.device
     drawn = exaggerate(face, exaggeration).set(background=1., clothes=.9, skin_rgb=.84 + .12 * face.skin_rgb,
                                                light_strength=.6 * face.light_strength)
-    g = torch.Generator().manual_seed(seed)
-    wobble = F.interpolate(torch.randn(1, 1, 9, 9, generator=g), (big, big), mode="bicubic").to(device)
-    grain = torch.rand(1, 1, big, big, generator=g).to(device)
-    axis = torch.arange(big, device=device) / big
-    strokes = torch.sin(2 * math.pi * (40 * (axis + .7 * axis[:, None]) + .2 * wobble))
     out = []
-    for part in _chunks(drawn, big * big):
-        tone = (render(part, big) * .5 + .5).mul(_rgb(axis, .35, .5, .15)).sum(1, keepdim=True)
+    for part in _chunks(drawn, 4 * size * size):
+        tone = (render(part, 2 * size) * .5 + .5).mul(_rgb(face.yaw, .35, .5, .15)).sum(1, keepdim=True)
         soft = F.avg_pool2d(F.pad(tone, (1, 1, 1, 1), mode="replicate"), 3, 1)
         dx, dy = soft[..., :, 2:] - soft[..., :, :-2], soft[..., 2:, :] - soft[..., :-2, :]
         contour = ((F.pad(dx, (1, 1)) ** 2 + F.pad(dy, (0, 0, 1, 1)) ** 2).sqrt() * 3.2).clamp(0, .9)
-        hatching = ((1 - soft - .15).clamp(min=0) * (.75 + .45 * strokes)).clamp(0, .8)
-        drawing = (.97 - .05 * grain) - torch.maximum(contour, hatching) * (.9 + .1 * grain)
-        out.append(F.avg_pool2d(drawing.clamp(0, 1), 2) * 2 - 1)
+        out.append(F.avg_pool2d(.97 - torch.maximum(contour, .64 - .75 * soft), 2) * 2 - 1)
     return torch.cat(out)
 
 
 def images(cfg, faces, size, paint=render):
     """The faces drawn once and kept in cfg.cache: uint8 [n, 3, size, size].
 
-    paint(faces, size) -> [b, 3, size, size] in [-1, 1]. Other faces, or changed drawing code, are drawn anew.
-    UserError if the cache has no room.
+    paint(faces, size) -> [b, 3, size, size] in [-1, 1]. Other faces, or changed code, are drawn anew.
     """
     key = hashlib.sha256(Path(__file__).read_bytes() + inspect.getsource(paint).encode())
     for field in fields(faces):
@@ -721,24 +730,16 @@ def images(cfg, faces, size, paint=render):
 
 def contact_sheet(seed=0, size=128):
     """All that this file can draw, on one PIL image."""
-    faces = sample(8, seed + 3, pose=0, expression=False, makeup=False)
-    wild = sample(8, seed + 5)
-    made_up = sample(8, seed + 9).set(lip_alpha=.9, shadow_alpha=.8, liner_alpha=1., blush_alpha=.5)
-    columns = [(f"yaw {yaw}", faces.set(yaw=float(yaw))) for yaw in range(-60, 61, 20)]
-    columns += [(name, faces.express(name)) for name in EXPRESSIONS if name != "neutral"]
-    columns += [(name, with_attribute(faces, name)) for name in ATTRIBUTES[:8]]
-    columns += [("make-up", faces.take(made_up, MAKEUP)), ("all at once", wild)]
-    pictures = [(name, render(face, size)) for name, face in columns]
-    dots = torch.maximum(render(wild, size) * .5 - .5, draw_points(landmarks(wild, size), size))
-    pictures += [("landmarks", dots), ("regions", region_map(wild, size))]
-    pictures += [("sketch", sketch(face, size).expand(-1, 3, -1, -1)) for face in (faces, wild)]
-    half = len(pictures) // 2
-    top, bottom = (grid([picture for _, picture in part], [name for name, _ in part])
-                   for part in (pictures[:half], pictures[half:]))
-    sheet = Image.new("RGB", (max(top.width, bottom.width), top.height + bottom.height), "white")
-    sheet.paste(top, (0, 0))
-    sheet.paste(bottom, (0, top.height))
-    return sheet
+    faces, wild = sample(8, seed + 3, pose=0, expression=False, makeup=False), sample(8, seed + 5)
+    people = {f"yaw {yaw}": faces.set(yaw=float(yaw)) for yaw in range(-60, 61, 20)}
+    people |= {name: faces.express(name) for name in EXPRESSIONS if name != "neutral"}
+    people |= {name: with_attribute(faces, name) for name in ATTRIBUTES} | {"all at once": wild}
+    columns = {name: render(face, size) for name, face in people.items()}
+    dots = draw_points(landmarks(wild, size), size)
+    columns |= {"landmarks": torch.maximum(columns["all at once"] * .5 - .5, dots),
+                "regions": region_map(wild, size), "colours": colour_map(wild, size),
+                "sketch": sketch(wild, size).expand(-1, 3, -1, -1)}
+    return grid(list(columns.values()), list(columns))
 
 
 if __name__ == "__main__":
@@ -747,4 +748,3 @@ if __name__ == "__main__":
         parser.add_argument(flag, type=type(default), default=default)
     args = parser.parse_args()
     contact_sheet(args.seed, args.size).save(args.out)
-    print(args.out)

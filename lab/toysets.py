@@ -153,13 +153,14 @@ def spectacled(faces, size):
 
 
 # How A and B are painted from the same face
-TASKS = {"regions": (toyfaces.region_map, toyfaces.render), "landmarks": (dots, toyfaces.render),
-         "sketch": (toyfaces.render, pencil), "glasses": (bare, spectacled)}
+TASKS = {"colours": (toyfaces.colour_map, toyfaces.render), "regions": (toyfaces.region_map, toyfaces.render),
+         "landmarks": (dots, toyfaces.render), "sketch": (toyfaces.render, pencil),
+         "glasses": (bare, spectacled)}
 
 
 def painters(cfg):
-    """(paint x, paint y) of the toy task; auto: for pix2pix regions, for CycleGAN sketch."""
-    auto = "regions" if cfg.model == "pix2pix" else "sketch"
+    """(paint x, paint y) of the toy task; auto: for pix2pix colours, for CycleGAN sketch."""
+    auto = "colours" if cfg.model == "pix2pix" else "sketch"
     A, B = TASKS[auto if cfg.toy == "auto" else cfg.toy]
     return (A, B) if cfg.direction == "AtoB" else (B, A)
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(results_table.ROOT))
 import lab  # noqa: E402
 import pix2pix_cyclegan  # noqa: E402
 import stargan  # noqa: E402
+from lab import cli  # noqa: E402
 from lab.files import read_jsonl  # noqa: E402
 from lab.machine import commit, hardware, resolve_device  # noqa: E402
 from lab.run import Run  # noqa: E402
@@ -93,7 +94,7 @@ def stargan_step(cfg):
 def pix2pix_step(cfg):
     data = pix2pix_cyclegan.make_data(cfg)
     pix2pix_cyclegan.make_data(cfg, test=True)
-    G, D = theirs_of(cfg, pix2pix_cyclegan.build_pix2pix(cfg))
+    G, D = theirs_of(cfg, list(pix2pix_cyclegan.build(cfg).values()))
     opt_G, opt_D = adam(cfg, G), adam(cfg, D)
     score = F.binary_cross_entropy_with_logits
 
@@ -116,7 +117,7 @@ def pix2pix_step(cfg):
 def cyclegan_step(cfg):
     data = pix2pix_cyclegan.make_data(cfg)
     pix2pix_cyclegan.make_data(cfg, test=True)
-    nets = G, H, D_X, D_Y = theirs_of(cfg, pix2pix_cyclegan.build_cyclegan(cfg))
+    nets = G, H, D_X, D_Y = theirs_of(cfg, list(pix2pix_cyclegan.build(cfg).values()))
     opt_G, opt_D = adam(cfg, *nets[:2]), adam(cfg, *nets[2:])
     pools = [pix2pix_cyclegan.ImagePool(cfg.pool_size, cfg.image_size, cfg.device) for _ in "XY"]
 
@@ -227,7 +228,8 @@ def main():
     lab.quiet = True
     rows = []
     for model, paper, more in MODELS:
-        settings = paper.SMALL | dict(people=40) | ({"copy_steps": 0} if model == "stargan" else {}) | more
+        settings = cli.recipe(paper, "small", model) | dict(people=40) | more
+        settings |= {"copy_steps": 0} if "copy_steps" in settings else {}
         exact, half = paper.Config(**settings, amp=False), paper.Config(**settings, amp=True)
         resolve_device(exact), resolve_device(half)
         with tempfile.TemporaryDirectory() as folder:

@@ -33,7 +33,7 @@ MODELS = {
     "drgan": ("drgan", {}),
     "iacyclegan": ("iacyclegan", {}),
     "pairedcyclegan": ("pairedcyclegan", {}),
-    "pix2pix": ("pix2pix_cyclegan", {"model": "pix2pix", "width": 16}),  # a U-Net under 6 MB
+    "pix2pix": ("pix2pix_cyclegan", {"model": "pix2pix"}),
     "cyclegan": ("pix2pix_cyclegan", {"model": "cyclegan"}),
 }
 ORDER = "gannotation", "pairedcyclegan", "cyclegan", "stargan", "pix2pix", "drgan", "iacyclegan"
@@ -47,7 +47,9 @@ def config(model, scale, args, **more):
     """(the paper's module, its Config of a scale for the device)."""
     name, fixed = MODELS[model]
     paper = importlib.import_module(name)
-    settings = {"small": paper.SMALL, "medium": paper.MEDIUM, "paper": {}}[scale] | fixed
+    from lab import cli
+
+    settings = cli.recipe(paper, scale, fixed.get("model", "")) | fixed
     fields = {f.name for f in dataclasses.fields(paper.Config)}
     few = dict(people=40, studio=8, copies=1, cache=str(Path(args.work) / "cache"), device=args.device)
     settings |= {k: v for k, v in (few | more).items() if k in fields}
@@ -264,7 +266,7 @@ def medium(report, model, seconds, kill):
         "--cache",
         report.work / "cache",
         "--steps",
-        steps if args.tiny else min(steps, paper.MEDIUM["steps"]),
+        steps if args.tiny else min(steps, config(model, "medium", args)[1].steps),
     ]
     flags += [part for key, value in fixed.items() for part in (f"--{key}", value)]
     if rounds == 2:

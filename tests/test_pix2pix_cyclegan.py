@@ -12,7 +12,7 @@ import common
 import pix2pix_cyclegan as paper
 from common import ImagePool, ResNet
 from conftest import blind_judges, in_turn
-from lab import UserError, authors, toyfaces, toysets
+from lab import UserError, authors, cli, toyfaces, toysets
 from lab.claims import pix2pix_cyclegan as claims
 from lab.files import load_checkpoint, load_weights, read_json, read_jsonl
 from lab.images import draw, to_uint8
@@ -105,7 +105,7 @@ def test_seen_by_D_is_the_pair_or_y_alone(tiny_p):
 def test_D_sees_x_only_when_the_loss_is_conditional(tiny_p):
     for conditional, channels in ((True, 6), (False, 3)):
         cfg = dataclasses.replace(tiny_p, conditional=conditional)
-        assert paper.build_pix2pix(cfg)[1].trunk[0].in_channels == channels
+        assert paper.build(cfg)["D"].trunk[0].in_channels == channels
 
 
 def test_loss_L1_and_loss_cyc_are_mean_absolute_differences():
@@ -138,7 +138,7 @@ def reached(loss, nets):
 
 
 def test_gradient_routes_of_cyclegan(tiny_c):
-    nets = G, F, D_X, D_Y = paper.build_cyclegan(tiny_c)
+    nets = G, F, D_X, D_Y = paper.build(tiny_c).values()
     x, y = torch.rand(2, 1, 3, 16, 16) * 2 - 1
     y_fake, x_fake = G(x), F(y)
     with frozen(D_X, D_Y):
@@ -154,7 +154,7 @@ def test_gradient_routes_of_cyclegan(tiny_c):
 
 
 def test_gradient_routes_of_pix2pix(tiny_p):
-    nets = G, D = paper.build_pix2pix(tiny_p)
+    nets = G, D = paper.build(tiny_p).values()
     x, y = torch.rand(2, 2, 3, 16, 16) * 2 - 1
     y_fake = G(x)
     with frozen(D):
@@ -180,8 +180,9 @@ ROWS = [("losses", "L1", dict(cgan_G=[0], L1=[100])), ("losses", "GAN", dict(cga
 @pytest.mark.parametrize("part, row, expected", ROWS)
 def test_the_rows_of_the_tables_are_these_terms(part, row, expected, tiny_p, monkeypatch):
     """The slope of the objective in a loss is its weight."""
-    _, change = claims.tables(tiny_p)[part][row]
-    cfg, values = dataclasses.replace(tiny_p, steps=1, **change), {}
+    cfg = dataclasses.replace(tiny_p, steps=1, model="cyclegan" if part == "cycle" else "pix2pix")
+    _, change = claims.tables(cfg)[part][row]
+    cfg, values = dataclasses.replace(cfg, **change), {}
 
     def watch(name):
         loss = getattr(paper, f"loss_{name}")
@@ -555,7 +556,7 @@ def test_toy_tasks_pair_what_belongs_together(tiny_p, toy):
 
 
 def test_the_toy_task_of_each_model(tiny):
-    assert toysets.painters(tiny) == {"pix2pix": (toyfaces.region_map, toyfaces.render),
+    assert toysets.painters(tiny) == {"pix2pix": (toyfaces.colour_map, toyfaces.render),
                                       "cyclegan": (toyfaces.render, toysets.pencil)}[tiny.model]
 
 
@@ -704,6 +705,37 @@ def test_L1_is_learned(tiny_p):
     assert np.mean([line["L_L1"] for line in lines[-4:]]) < .85 * lines[0]["L_L1"]
 
 
+def test_copying_comes_first_and_is_C5_2_of_both_domains(tiny_c, monkeypatch):
+    cfg, seen, loss = dataclasses.replace(tiny_c, steps=3, copy_steps=2), [], paper.loss_idt
+    monkeypatch.setattr(paper, "loss_idt", lambda a, b: (seen.append(len(a)), loss(a, b))[1])
+    paper.train(cfg)
+    lines = read_jsonl(Path(cfg.run) / "metrics.jsonl")
+    assert ["L_copy" in line for line in lines] == [True, True, False] and "L_GAN_G" in lines[2]
+    assert seen == [8, 8, 8, 8, 2, 2]         # 4 of X and 4 of Y, through G and F; then C's own term
+    monkeypatch.setattr(paper, "loss_idt", lambda a, b: (0 * b).sum() + 1)
+    paper.train(dataclasses.replace(cfg, run=cfg.run + "-b", steps=1))
+    assert read_jsonl(Path(cfg.run + "-b") / "metrics.jsonl")[0]["L_copy"] == 10 * (1 + 1)
+
+
+def test_resuming_in_the_middle_of_copying_is_the_undisturbed_training(tiny_c):
+    cfg = dataclasses.replace(tiny_c, steps=4, copy_steps=3, save_every=2)
+    whole = paper.train(dataclasses.replace(cfg, run=cfg.run + "-whole"))
+    paper.train(dataclasses.replace(cfg, stop_after=2))
+    again = paper.train(cfg)
+    assert all(torch.equal(a, b) for one, other in zip(whole, again, strict=True)
+               for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_nearest_upsampling_repeats_pixels_and_is_told_by_the_checkpoint(tiny_c):
+    G = ResNet(1, 4, nearest=True)
+    assert not any(isinstance(m, nn.ConvTranspose2d) for m in G.modules())
+    assert G(torch.rand(2, 3, 16, 20)).shape == (2, 3, 16, 20)
+    up = next(m for m in G.modules() if isinstance(m, nn.Upsample))
+    assert up(torch.tensor([[[[1., 2.]]]])).tolist() == [[[[1, 1, 2, 2], [1, 1, 2, 2]]]]
+    paper.train(dataclasses.replace(tiny_c, steps=1, nearest=True))
+    assert len(paper.load(dataclasses.replace(tiny_c, nearest=False))) == 2
+
+
 def test_health_words(tiny_c):
     shown = paper.fixed_batch(paper.make_data(tiny_c, test=True))
     ignorant = lambda x: torch.full((len(x), 1, 2, 2), .5)             # noqa: E731
@@ -739,9 +771,9 @@ def test_settings_that_do_not_fit_are_refused(tiny_p, change, message):
 
 
 @pytest.mark.parametrize("model", ["pix2pix", "cyclegan"])
-@pytest.mark.parametrize("recipe", [{}, paper.SMALL, paper.MEDIUM], ids=["paper", "small", "medium"])
-def test_the_recipes_fit_together(model, recipe):
-    cfg = Config(**recipe, model=model)
+@pytest.mark.parametrize("scale", ["paper", "small", "medium"])
+def test_the_recipes_fit_together(model, scale):
+    cfg = Config(**cli.recipe(paper, scale, model), model=model)
     paper.validate(cfg)
     assert cfg.pool_size >= cfg.batch_size
 
@@ -824,13 +856,17 @@ def few(tables, rows):
             for part, table in tables.items()}
 
 
-def test_the_tables_and_their_trainings(tiny_p):
+def test_the_tables_and_their_trainings(tiny_p, tiny_c):
     tables = claims.tables(tiny_p)
-    assert [len(rows) for rows in tables.values()] == [5, 4, 2, 6]      # at 16 px: patches of 1 and 16
+    assert [len(rows) for rows in tables.values()] == [5, 4, 2, 3]      # at 16 px: patches of 1 and 16
+    assert all(c["toy"] == "regions" and c["direction"] == "BtoA" for _, c in tables["labels"].values())
+    assert list(claims.tables(tiny_c)) == ["cycle"] and len(claims.tables(tiny_c)["cycle"]) == 6
+    with pytest.raises(UserError, match="--part cycle: expected of --model pix2pix all, losses, generator"):
+        claims.ablate(dataclasses.replace(tiny_p, part="cycle"))
     assert tables["losses"]["L1+cGAN"] == tables["generator"]["U-Net, L1+cGAN"] == tables["patch"]["patch 1"]
     names = {name for rows in tables.values() for name, _ in rows.values()}
-    assert len(names) == 5 + 2 + 1 + 6                                  # each training once
-    for part, rows in tables.items():
+    assert len(names) == 5 + 2 + 1 + 3                                  # each training once
+    for part, rows in (tables | claims.tables(tiny_c)).items():
         changes = [dataclasses.replace(tiny_p, **change) for _, change in rows.values()]
         assert all(a != b for k, a in enumerate(changes) for b in changes[:k]), part
 
@@ -847,18 +883,30 @@ def test_ablate_runs_every_part_and_judges(tiny_p, monkeypatch):
     monkeypatch.setattr(claims, "tables", lambda cfg: tables)
     claims.ablate(cfg)
     result = read_json(Path(cfg.run) / "ablation.json")
-    assert len(result["claims"]) == 5 and len(result["criteria"]) == 11
+    assert len(result["claims"]) == 4 and len(result["criteria"]) == 9
     assert result["verdict"] in ("reproduced", "partly reproduced", "not reproduced")
     assert {"losses: L1+cGAN, mean", "generator: encoder-decoder, L1+cGAN, std", "patch: patch 1, mean",
-            "cycle: GAN+forward, mean"} <= result["rows"].keys()
+            "labels: L1, mean"} <= result["rows"].keys()
     assert Image.open(Path(cfg.run) / "ablation_losses_samples.png").width > 6 * 128
-    assert (Path(cfg.run) / "ablation_cycle_samples.png").exists()
+    assert not any(k.startswith("paper") for k in result["rows"]["labels: L1, mean"])
+    assert result["rows"]["labels: the true pictures, mean"]["IoU"] == 1
     assert result["rows"]["losses: L1+cGAN, mean"]["paper IoU"] == .17
     assert "paper class" not in result["rows"]["generator: U-Net, L1+cGAN, mean"]
-    assert not any(k.startswith("paper") for k in result["rows"]["cycle: GAN, mean"])
     claims.ablate(dataclasses.replace(cfg, part="patch"))               # all done: only measured again
     again = read_json(Path(cfg.run) / "ablation_patch.json")
     assert len(again["claims"]) == 1 and (Path(cfg.run) / "ablation_patch.png").exists()
+
+
+@pytest.mark.slow
+def test_ablate_of_cyclegan(tiny_c, monkeypatch):
+    in_turn(monkeypatch)
+    monkeypatch.setattr(claims, "SEEDS", (0, 1))
+    claims.ablate(dataclasses.replace(tiny_c, steps=1, log_every=9, save_every=9, sample_every=9))
+    result = read_json(Path(tiny_c.run) / "ablation.json")
+    assert len(result["claims"]) == 2 and len(result["criteria"]) == 4
+    assert "cycle: GAN+forward, mean" in result["rows"]
+    assert not any(k.startswith("paper") for k in result["rows"]["cycle: GAN, mean"])
+    assert (Path(tiny_c.run) / "ablation_cycle_samples.png").exists()
 
 
 def test_an_ablation_of_one_part(tiny_p, monkeypatch):

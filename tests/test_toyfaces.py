@@ -220,6 +220,27 @@ def test_region_map_paints_the_regions():
     )
 
 
+def test_colour_map_paints_the_regions_in_the_persons_own_colours():
+    faces = toy.sample(4, 8)
+    colours, label = (toy.colour_map(faces, 32) + 1) / 2, toy.regions(faces, 32)
+    own = {"skin": faces.skin_rgb, "clothes": faces.clothes, "background": faces.background.mean(1)}
+    for name, rgb in own.items():
+        for one, where, c in zip(colours, label == toy.REGIONS.index(name), rgb, strict=True):
+            assert torch.allclose(one[:, where], c[:, None].expand(-1, int(where.sum())), atol=1e-5)
+    black, blond = (toy.colour_map(faces.set(hair=k, age=0.1), 32) for k in (0.0, 1.0))
+    hairy = (label == 2) | (label == 3) | (label == 7)  # hair, brows, beard
+    assert torch.equal((black < blond).all(1), hairy) and torch.equal((black == blond).all(1), ~hairy)
+
+
+def test_a_sketch_is_smooth_paper_is_white_and_every_time_the_same():
+    faces = toy.sample(3, 4, makeup=False)
+    drawing, wall = toy.sketch(faces, 48, 1.0), toy.regions(faces, 48) == 0
+    inside = torch.nn.functional.max_pool2d((~wall).float()[:, None], 9, 1, 4) == 0
+    assert inside.any() and drawing[inside].std() < 1e-4 and drawing[inside].min() > 0.9
+    light, dark = (toy.sketch(faces.set(skin_rgb=tone), 48, 1.0) for tone in (0.9, 0.3))
+    assert (light - dark).abs().mean() < 0.1  # a pencil tells little of skins
+
+
 def test_images_are_drawn_once_for_the_same_faces_and_the_same_painter(tmp_path, monkeypatch):
     cfg, drawn = Settings(cache=str(tmp_path), device="cpu"), []
 
