@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from IPython.display import Image, Markdown, display  # noqa: E402
 
+from lab import cli  # noqa: E402
 from lab.cli import loss_functions, tests_of  # noqa: E402
 from lab.files import read_jsonl  # noqa: E402
 from lab.run import Run  # noqa: E402
@@ -73,7 +74,8 @@ def quiet():
 
 def settings(paper, **changes):
     """The paper's small recipe on this machine's processor, in a folder that is thrown away."""
-    defaults = dict(paper.SMALL, device="cpu", amp=False, cache=CACHE, run=tempfile.mkdtemp())
+    small = cli.recipe(paper, "small", changes.get("model", ""))
+    defaults = dict(small, device="cpu", amp=False, cache=CACHE, run=tempfile.mkdtemp())
     return paper.Config(**(defaults | changes))
 
 
@@ -123,7 +125,8 @@ def watch(paper, cfg, train=None):
             setattr(paper, name, recorded(name, f))
         torch.Tensor.backward, Run._begin = looked_at, begun
         with quiet():
-            (train or paper.train)(dataclasses.replace(cfg, steps=1, log_every=10, sample_every=10))
+            first = {"copy_steps": 0} if hasattr(cfg, "copy_steps") else {}
+            (train or paper.train)(dataclasses.replace(cfg, steps=1, log_every=10, sample_every=10, **first))
     finally:
         torch.Tensor.backward, Run._begin = backward, begin
         for name, f in originals.items():
