@@ -29,7 +29,7 @@ Run it:
 
 Differs from the paper, because:
     lambda_idp    the paper's 3e7 fits no usual norm of features. Here features have length 1, and the weight
-                  makes [idp] as heavy as [cyc] before a round's first step (so rounds differ); it is printed
+                  makes [idp] as heavy as [cyc] after round 0; it is printed
     epochs        as many steps; people are drawn with replacement
 The paper is silent, or we could not read it; here:
     adversarial   least squares, as in CycleGAN's code
@@ -68,22 +68,25 @@ class Config(Settings):
     image_size: int = 256             # CycleGAN; the paper does not say
     people: int = 200                 # ours: toy people to train on, a photo and a sketch each
     exaggeration: float = 1.3         # ours: how far the toy artist moves every proportion from the average
+    alike: bool = True                # ours: toy people of one skin and iris, of which a pencil tells nothing
     # networks
     width: int = 64                   # CycleGAN
     residual_blocks: int = 9          # CycleGAN: for 256 px
+    nearest: bool = False             # ours, off: G repeats pixels in place of CycleGAN's u layers
     d_width: int = 64                 # CycleGAN
     vgg_face: str = ""                # the paper's recogniser: file of VGG-Face; none = one of toy faces
     vgg_bgr: bool = False             # ours: the file's network expects blue first, as Caffe's does
     # losses
     lambda_cyc: float = 10.           # the paper
-    lambda_idp: float = 0.            # the paper: 3e7; ours: 0 = as heavy as the cycle loss at the start
+    lambda_idp: float = 0.            # the paper: 3e7; ours: 0 = as heavy as the cycle loss after round 0
     lambda_map: float = 5.            # the paper
-    idp: str = choice("unit", "raw-mean")           # ours: features of length 1, or the mean over raw ones
+    lambda_copy: float = 10.          # ours: in the first copy_steps only
     margin: float = .2                # ours: FaceNet's; the paper does not say
     # training
     rounds: int = 2                   # ours: rounds after CycleGAN; the paper's chain, tuning twice, is 1
     epochs: int = 200                 # the paper: 100 constant, 100 to zero; here in every round
     steps: int = 0                    # ours: of the generators in every round; 0 = epochs
+    copy_steps: int = 0               # ours, off: of these, the first, in which G_X and G_Y learn to copy
     batch_size: int = 1               # CycleGAN
     lr: float = 2e-4                  # the paper
     betas: tuple = (.5, .999)         # CycleGAN
@@ -101,18 +104,13 @@ class Config(Settings):
 
 # Minutes on a processor. All of it is ours.
 SMALL = dict(
-    image_size=64, width=16, d_width=16, residual_blocks=3,     # a quarter of the paper's size and widths
-    steps=3000, lr=5e-4,                    # few steps, so large ones
+    image_size=48, width=32, d_width=32, residual_blocks=4, nearest=True,      # small but wide paints better
+    people=2000, copy_steps=400,            # 200 are learned by heart; generators may agree on negatives
+    batch_size=4, steps=4000, lr=4e-4,      # four pictures fill a processor; few steps, so large ones
     recogniser_steps=300,                   # the triplet loss has settled by then
 )
 # Minutes on a GPU, hours on two cores. All of it is ours.
-MEDIUM = dict(
-    image_size=128, residual_blocks=6,      # CycleGAN has 6 blocks at 128 px
-    width=32, d_width=32,                   # G in half precision stays under 5 MB
-    batch_size=4,                           # fills a GPU better than one picture
-    steps=5000, lr=3e-4,                    # few steps, so larger ones
-    recogniser_steps=300,                   # as SMALL
-)
+MEDIUM = SMALL | dict(image_size=128, residual_blocks=6, copy_steps=600, steps=5000, lr=3e-4)
 INFER_FLAGS = {
     "--backward": dict(action="store_true", help="the files are sketches: draw photos"),
     "--which": dict(type=int, default=None, metavar="N", help="generators of this round; default: the last"),
@@ -198,13 +196,9 @@ def make_data(cfg, test=False):
     if cfg.data:
         return photographs(cfg, test)
     L, seed = load_size(cfg), TEST_SEED if test else TRAIN_SEED + 10 * cfg.seed
-    sitting, memory = toysets.sittings(TEST_PEOPLE if test else cfg.people, seed, cfg.device)
-
-    def drawn(faces):                                                  # the artist's caricature
-        return toyfaces.images(cfg, toyfaces.exaggerate(faces, cfg.exaggeration), L, toysets.pencil)
-
-    X, Y = toyfaces.images(cfg, sitting, L), drawn(memory)
-    truth = (toyfaces.images(cfg, memory, L), drawn(sitting)) if test else None
+    sitting, memory = toysets.sittings(cfg, TEST_PEOPLE if test else cfg.people, seed)
+    X, Y = toyfaces.images(cfg, sitting, L), toysets.caricatures(cfg, memory, L)
+    truth = (toyfaces.images(cfg, memory, L), toysets.caricatures(cfg, sitting, L)) if test else None
     return Pairs(cfg, X, Y, truth)
 
 
@@ -217,7 +211,7 @@ def build(cfg):
     judges photos, D_Y sketches: 70 x 70 PatchGANs, 2,764,737 parameters.
     """
     widths = [cfg.d_width * min(2 ** k, 8) for k in range(4)]
-    G_X, G_Y = (common.init_normal(ResNet(cfg.residual_blocks, cfg.width)) for _ in "XY")
+    G_X, G_Y = (common.init_normal(ResNet(cfg.residual_blocks, cfg.width, cfg.nearest)) for _ in "XY")
     D_X, D_Y = (common.init_normal(PatchGAN(3, widths, (2, 2, 2, 1), norm="instance")) for _ in "XY")
     return G_X, G_Y, D_X, D_Y
 
@@ -226,18 +220,17 @@ class Recogniser(nn.Module):
     """phi: faces [B, 3, S, S] in [-1, 1] -> features [B, n], of any length.
 
     VGG-Face where cfg.vgg_face names its weights; else a small recogniser of toy people of its own, which has
-    seen no sketch. In tuning, too, it is in eval mode. load=False: the weights follow.
+    seen no sketch. Both bear shifts and mirrors, which [idp] needs: it compares with another crop. In tuning,
+    too, phi is in eval mode. load=False: the weights follow.
     """
 
     def __init__(self, cfg, load=True):
         super().__init__()
         if cfg.vgg_face:
             self.net = authors.VGGFace(cfg.vgg_face if load else "", cfg.vgg_bgr)
-        elif load:
-            judge, _ = judges.judge("identity", cfg.image_size, 1, cfg.device, cfg.cache)
-            self.net = copy.deepcopy(judge)
         else:
-            self.net = judges.Judge("identity")
+            kept = cfg.image_size, 1, cfg.device, cfg.cache, toysets.alike(cfg)
+            self.net = copy.deepcopy(judges.judge("identity", *kept)[0]) if load else judges.Judge("identity")
         self.eval().requires_grad_(True)
 
     def forward(self, x):
@@ -271,15 +264,12 @@ def loss_cyc(x, x_back):
     return (x_back - x).abs().mean()
 
 
-def loss_idp(f, f_fake, idp="unit"):
+def loss_idp(f, f_fake):
     """[idp]  L_idp = E || phi_Y(y) - phi_Y(G_X(x)) ||_2^2 + E || phi_X(x) - phi_X(G_Y(y)) ||_2^2
 
-    f [B, n]: of the true picture of the *same person*, in the modality of f_fake; not differentiated. unit:
-    features of length 1, squares summed, which is 2 - 2 cos. raw-mean: features as they are, mean of the
-    squares. Weight: lambda_idp
+    f [B, n]: of the true picture of the *same person*, in the modality of f_fake; not differentiated. Here of
+    length 1, so that the squares' sum is 2 - 2 cos. Weight: lambda_idp
     """
-    if idp == "raw-mean":
-        return ((f_fake - f.detach()) ** 2).mean()
     return ((F.normalize(f_fake) - F.normalize(f.detach())) ** 2).sum(1).mean()
 
 
@@ -317,8 +307,6 @@ def validate(cfg):
     require(cfg, "image_size", side % 4 == 0 and side >= 32, "a multiple of 4, at least 32")
     require(cfg, "pool_size", not 0 < cfg.pool_size < cfg.batch_size, "at least --batch-size, or 0")
     require(cfg, "epochs", cfg.epochs or cfg.steps, "at least 1, or --steps")
-    weighed = cfg.idp == "unit" or cfg.lambda_idp > 0
-    require(cfg, "lambda_idp", weighed, "a weight for --idp raw-mean; the paper's is 3e7")
     if cfg.weights:
         raise UserError("--weights: every round starts from scratch; give it with --infer")
 
@@ -348,44 +336,42 @@ OF_RECOGNISERS = ("tuned", "warm_recogniser", "recogniser_steps", "recogniser_lr
 
 
 def train(cfg):
-    """The paper's mutual optimisation. Writes cfg.run/round0 (CycleGAN), round1 ...
-
-    Returns G_X, G_Y of the last round (on cfg.device).
-    """
+    """The paper's mutual optimisation. Writes cfg.run/round0, round1 ...; returns the last G_X, G_Y."""
     cfg, data, held_out, phi = start(cfg)
-    chain = [of_round(cfg, r) for r in range(cfg.rounds + 1)]
+    chain, lambda_idp = [of_round(cfg, r) for r in range(cfg.rounds + 1)], 0.
     check_chain(cfg, chain, OF_RECOGNISERS)
     if cfg.warm_recogniser:                                            # ours, off: real pictures alone
         phi = tune(of_round(cfg, "warm"), phi, data, None)
     for r, one in enumerate(chain):
         say(f"round {r}: {'generators with the recognisers so far' if r else 'CycleGAN, no recogniser'}")
-        G = train_generators(one, phi if r else None, data, held_out)  # 1. the recognisers are fixed
+        G = train_generators(one, phi if r else None, data, held_out, lambda_idp)      # 1. recognisers fixed
         if 0 < cfg.stop_after < one.steps:
             break                                                      # nothing is tuned on half a training
         if cfg.tuned:
             phi = tune(one, phi, data, G)                              # 2. the generators are fixed
+        lambda_idp = lambda_idp or weight_of_identity(cfg, *G, *phi, data)
     return G
 
 
 def train_a_round(cfg):
     """For --bench: round 1 alone, with untuned recognisers. It has an identity loss. Returns G_X, G_Y."""
     cfg, data, held_out, phi = start(cfg)
-    return train_generators(of_round(cfg, 1), phi, data, held_out)
+    return train_generators(of_round(cfg, 1), phi, data, held_out, 1.)
 
 
-def train_generators(cfg, phi, data, held_out):
+def train_generators(cfg, phi, data, held_out, lambda_idp):
     """A round of synthesis, from scratch: CycleGAN, and [idp] with phi = (phi_X, phi_Y). Returns G_X, G_Y."""
     torch.manual_seed(cfg.seed)
     data = Pairs(cfg, data.X, data.Y)                                  # so that its random numbers start anew
     G_X, G_Y, D_X, D_Y = to_device(cfg, *build(cfg))
     phi_X, phi_Y = phi or (None, None)
-    lambda_idp = calibrated(cfg, G_X, G_Y, phi_X, phi_Y, data) if phi else 0.
     pool_X, pool_Y = (ImagePool(cfg.pool_size, cfg.image_size, cfg.device) for _ in "XY")
     opt_G = torch.optim.Adam([*G_X.parameters(), *G_Y.parameters()], cfg.lr, cfg.betas, fused=True)
     opt_D = torch.optim.Adam([*D_X.parameters(), *D_Y.parameters()], cfg.lr, cfg.betas, fused=True)
     nets = {"G_X": G_X, "G_Y": G_Y, "D_X": D_X, "D_Y": D_Y, "pool_X": pool_X, "pool_Y": pool_Y}
     run = Run(cfg, data, nets, {"G": opt_G, "D": opt_D}, HEALTH)
     shown = fixed_batch(held_out)
+    learn_to_copy(cfg, run, G_X, G_Y, opt_G)
 
     # Losses that train the generators are named after the one that draws: G_X's (photo -> sketch) end in _X,
     # G_Y's in _Y, cycles after their first generator. L_D_X, L_D_Y train D_X, D_Y: L_D_Y opposes L_adv_X.
@@ -413,8 +399,8 @@ def train_generators(cfg, phi, data, held_out):
                 f_y_fake = phi_Y(y_fake)
                 f_x = phi_X(x_of_person)
                 f_x_fake = phi_X(x_fake)
-            L_idp_X = loss_idp(f_y, f_y_fake, cfg.idp)                                       # [idp]
-            L_idp_Y = loss_idp(f_x, f_x_fake, cfg.idp)                                       # [idp]
+            L_idp_X = loss_idp(f_y, f_y_fake)                                                # [idp]
+            L_idp_Y = loss_idp(f_x, f_x_fake)                                                # [idp]
         L_G = (L_adv_X + L_adv_Y + cfg.lambda_cyc * (L_cyc_X + L_cyc_Y)                      # the total
                + lambda_idp * (L_idp_X + L_idp_Y) + cfg.lambda_map * (L_map_X + L_map_Y))
         opt_G.zero_grad()
@@ -444,11 +430,30 @@ def train_generators(cfg, phi, data, held_out):
     return G_X, G_Y
 
 
-@torch.no_grad()
-def calibrated(cfg, G_X, G_Y, phi_X, phi_Y, data, n=16):
-    """lambda_idp: cfg's, or if that is 0 what makes [idp] weigh as much as [cyc] before the first step.
+def learn_to_copy(cfg, run, G_X, G_Y, opt_G):
+    """Ours, before the paper's training, off in its recipe: both generators give back photos and sketches.
 
-    Prints the arithmetic. A training that is continued finds the same number, from the same first weights.
+    Else both may paint negatives. The weight is the cycle's: Adam, which divides by past gradients, would
+    leap at the paper's objective.
+    """
+    for step, (x, y, *_) in run.batches(2 * cfg.batch_size, until=cfg.copy_steps):
+        both = torch.cat([x, y])
+        with autocast(cfg):
+            both_X = G_X(both)
+            both_Y = G_Y(both)
+        L_copy = cfg.lambda_copy * (loss_map(both, both_X) + loss_map(both, both_Y))
+        opt_G.zero_grad()
+        L_copy.backward()
+        opt_G.step()
+        if run.logs(step):
+            run.log(step, L_copy=L_copy)
+
+
+@torch.no_grad()
+def weight_of_identity(cfg, G_X, G_Y, phi_X, phi_Y, data, n=64):
+    """lambda_idp: cfg's, or if that is 0 what makes [idp] weigh as much as [cyc] after round 0.
+
+    Prints the arithmetic. A continued training finds the same number.
     """
     x, y = fixed_batch(data, n)
     with autocast(cfg):
@@ -456,13 +461,13 @@ def calibrated(cfg, G_X, G_Y, phi_X, phi_Y, data, n=16):
         x_fake = G_Y(y)
         x_back = G_Y(y_fake)
         y_back = G_X(x_fake)
-        seen = (phi_Y(y), phi_Y(y_fake)), (phi_X(x), phi_X(x_fake))
+        f_y, f_y_fake, f_x, f_x_fake = phi_Y(y), phi_Y(y_fake), phi_X(x), phi_X(x_fake)
     cyc = cfg.lambda_cyc * (loss_cyc(x, x_back) + loss_cyc(y, y_back)).item()
-    idp = {kind: sum(loss_idp(f, f_fake, kind).item() for f, f_fake in seen) for kind in ("unit", "raw-mean")}
-    weight = cfg.lambda_idp or cyc / idp[cfg.idp]
-    say(f"before the first step: cycle loss {cyc:.3g} with its weight; identity loss {idp['unit']:.3g} unit, "
-        f"{idp['raw-mean']:.3g} raw-mean; lambda_idp {weight:.3g} makes it {weight * idp[cfg.idp]:.3g}, "
-        f"the paper's 3e7 {3e7 * idp['unit']:.2g} or {3e7 * idp['raw-mean']:.2g}")
+    idp = (loss_idp(f_y, f_y_fake) + loss_idp(f_x, f_x_fake)).item()
+    raw = (((f_y - f_y_fake) ** 2).mean() + ((f_x - f_x_fake) ** 2).mean()).item()
+    weight = cfg.lambda_idp or cyc / idp
+    say(f"after round 0: cycle loss {cyc:.3g} with its weight, identity loss {idp:.3g}; lambda_idp "
+        f"{weight:.3g} makes it {weight * idp:.3g}, 3e7 {3e7 * idp:.2g}, of raw features {3e7 * raw:.2g}")
     return weight
 
 
@@ -527,22 +532,17 @@ def health(G_X, G_Y, D_X, D_Y, shown):
 
     change: to the input; error: to the picture of that person; copy: of the input to that picture.
     """
-    x, y = shown
-    word_X, values_X = one_way(G_X, D_Y, x, y, "_X")
-    word_Y, values_Y = one_way(G_Y, D_X, y, x, "_Y")
-    return {"health": word_Y if word_X == "ok" else word_X} | values_X | values_Y
-
-
-def one_way(G, D, source, target, suffix):
-    """Word and numbers of `health`, of one generator and the discriminator of what it draws."""
-    fake = G(source)
-    change, error, copied, spread, apart = ((a - b).abs().mean() / 2 for a, b in (
-        (fake, source), (fake, target), (source, target), (fake, fake.roll(1, 0)),
-        (target, target.roll(1, 0))))
-    lead = D(target).mean((1, 2, 3)).min() - D(fake).mean((1, 2, 3)).max()
-    word = ("copying" if change < .05 * copied else "collapsed" if spread < .1 * apart
-            else "D-won" if lead > .8 else "ok")
-    return word, {f"change{suffix}": change, f"error{suffix}": error, f"copy{suffix}": copied}
+    (x, y), words, values = shown, [], {}
+    for end, G, D, source, target in (("_X", G_X, D_Y, x, y), ("_Y", G_Y, D_X, y, x)):
+        fake = G(source)
+        change, error, copied, spread, apart = ((a - b).abs().mean() / 2 for a, b in (
+            (fake, source), (fake, target), (source, target), (fake, fake.roll(1, 0)),
+            (target, target.roll(1, 0))))
+        lead = D(target).mean((1, 2, 3)).min() - D(fake).mean((1, 2, 3)).max()
+        words += ["copying"] * bool(change < .05 * copied) + ["D-won"] * bool(lead > .8)
+        words += ["collapsed"] * bool(spread < .1 * apart)
+        values |= {f"change{end}": change, f"error{end}": error, f"copy{end}": copied}
+    return {"health": next(iter(words), "ok")} | values
 
 
 @torch.no_grad()
@@ -564,12 +564,12 @@ def load(cfg, r=None):
     path = checkpoint_of(cfg, r)
     saved = read_checkpoint(path, __file__)
     one = replace(cfg, run=str(path.parent))
-    restore_config(one, saved, ("image_size", "width", "residual_blocks", "exaggeration", "vgg_face",
-                                "vgg_bgr"))
+    restore_config(one, saved, ("image_size", "width", "residual_blocks", "nearest", "exaggeration",
+                                "alike", "vgg_face", "vgg_bgr"))
     if saved["step"] < saved["config"]["steps"]:
         say(f"{path}: only {saved['step']} of {saved['config']['steps']} steps trained")
-    G_X, G_Y = (load_weights(ResNet(one.residual_blocks, one.width), saved["nets"].get(name, {}), path)
-                for name in ("G_X", "G_Y"))
+    G_X, G_Y = (load_weights(net, saved["nets"].get(name, {}), path)
+                for net, name in zip(build(one), ("G_X", "G_Y"), strict=False))
     return to_device(one, G_X.eval(), G_Y.eval()), one
 
 
@@ -591,8 +591,8 @@ def infer(cfg, files, backward, which, out):
         left, top = (side - w) // 2, (side - h) // 2
         result = to_uint8(y[0, :, top:top + h, left:left + w]).permute(1, 2, 0).cpu().numpy()
         Image.fromarray(result).save(folder / f"{name}.png")
-        titles = ["input", "photo" if backward else "sketch", "back"]
-        grid([x, y, G_back(y)], titles, max(1, 128 // side)).save(folder / f"{name}_sheet.png")
+        sheet = grid([x, y, G_back(y)], ["input", "drawn", "back"], max(1, 128 // side))
+        sheet.save(folder / f"{name}_sheet.png")
         print(f"{file}: {picture.width} x {picture.height} -> {folder / f'{name}.png'} ({w} x {h})")
 
 

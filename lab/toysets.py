@@ -114,13 +114,20 @@ def in_poses(n_people, yaws, copies, seed, device, test=False):
 
 # ---------------------------------------------------------------------------------------- IACycleGAN
 
-def sittings(count, seed, device):
+def alike(cfg):
+    """What all toy people share where cfg.alike is set, {field of Face: value}; else nothing."""
+    same = dict(skin_rgb=[.86, .64, .46], iris_rgb=[.42, .27, .12], hair_tint=[0., 0., 0.])
+    return same if cfg.alike else {}
+
+
+def sittings(cfg, count, seed):
     """People in two sittings: (before the camera, as the artist remembers them), two batches of faces.
 
     White wall and no make-up. Mood, light, and the slight turn of the head are of each sitting.
     """
-    sitting = toyfaces.sample(count, seed, device, pose=.15, makeup=False).set(background=1.)
-    other = toyfaces.sample(count, seed + 1, device, pose=.15)
+    sitting = toyfaces.sample(count, seed, cfg.device, pose=.15, makeup=False)
+    sitting = sitting.set(background=1., **alike(cfg))
+    other = toyfaces.sample(count, seed + 1, cfg.device, pose=.15)
     memory = sitting.take(other, toyfaces.EXPRESSION + toyfaces.POSE + ("light", "light_strength"))
     return sitting, memory
 
@@ -128,6 +135,11 @@ def sittings(count, seed, device):
 def pencil(faces, size):
     """Pencil drawings of faces as they are, no caricatures: [B, 3, S, S] in [-1, 1], three equal channels."""
     return toyfaces.sketch(faces, size, 1.).expand(-1, 3, -1, -1)
+
+
+def caricatures(cfg, faces, size):
+    """What the artist makes of the faces: every proportion exaggerated, uint8 [n, 3, size, size]."""
+    return toyfaces.images(cfg, toyfaces.exaggerate(faces, cfg.exaggeration), size, pencil)
 
 # --------------------------------------------------------------------------------- pix2pix, CycleGAN
 

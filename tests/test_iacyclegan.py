@@ -16,7 +16,7 @@ import common
 import iacyclegan as paper
 from conftest import in_turn
 from iacyclegan import Config
-from lab import UserError, authors, judges
+from lab import UserError, authors, judges, toysets
 from lab.bench import measured
 from lab.chain import rounds_of
 from lab.claims import iacyclegan as claims
@@ -25,7 +25,8 @@ from lab.images import padded
 from lab.run import Run
 
 TINY = dict(paper.SMALL, image_size=32, width=4, d_width=4, residual_blocks=1, people=8, steps=4,
-            recogniser_steps=2, rounds=1, log_every=1, save_every=2, sample_every=2, device="cpu", amp=False)
+            copy_steps=0, recogniser_steps=2, rounds=1, log_every=1, save_every=2, sample_every=2,
+            device="cpu", amp=False)
 
 
 @pytest.fixture
@@ -102,18 +103,10 @@ def test_loss_idp_is_two_minus_two_cosines_and_reaches_the_fake_alone():
     assert paper.loss_idp(real, feature(7., 0., 0.)).item() == pytest.approx(0., abs=1e-6)
 
 
-def test_loss_idp_raw_mean_is_the_mean_of_squares():
-    real, fake = feature(1., 0., 0.), feature(3., 4., 0.)
-    loss = paper.loss_idp(real, fake, "raw-mean")
-    loss.backward()
-    assert loss.item() == pytest.approx((4 + 16) / 3) and real.grad is None
-
-
 def test_loss_idp_is_the_mean_over_a_batch():
     real, others = feature(1., 0., 0.), [feature(3., 4., 0.), feature(0., 2., 0.)]
-    for kind in ("unit", "raw-mean"):
-        both = paper.loss_idp(real.expand(2, -1), torch.cat(others), kind).item()
-        assert both == pytest.approx(sum(paper.loss_idp(real, one, kind).item() for one in others) / 2)
+    both = paper.loss_idp(real.expand(2, -1), torch.cat(others)).item()
+    assert both == pytest.approx(sum(paper.loss_idp(real, one).item() for one in others) / 2)
 
 
 def test_loss_tri_by_hand():
@@ -345,8 +338,8 @@ def test_gradients_reach_exactly_the_networks_they_should(tiny, monkeypatch):
         seen.append({k for k, net in runs[-1].nets.items() if grads(net)})
     monkeypatch.setattr(paper, "Run", Watched)
     monkeypatch.setattr(torch.Tensor, "backward", spy)
-    data, phi = paper.make_data(tiny), pair(tiny)
-    paper.train_generators(dataclasses.replace(tiny, steps=1), phi, data, paper.make_data(tiny, test=True))
+    one, data, phi = dataclasses.replace(tiny, steps=1), paper.make_data(tiny), pair(tiny)
+    paper.train_generators(one, phi, data, paper.make_data(tiny, test=True), 1.)
     assert seen == [{"G_X", "G_Y"}, {"D_X", "D_Y"}] and not any(map(grads, phi))
 
 
@@ -368,22 +361,23 @@ def test_the_first_round_is_CycleGAN_and_the_others_are_not(tiny, monkeypatch):
     L, one = paper.load_size(tiny), dataclasses.replace(tiny, steps=1)
     X, Y = torch.full((8, 3, L, L), 255).byte(), torch.zeros(8, 3, L, L).byte()  # photos white, others black
     data = paper.Pairs(tiny, X, Y)
-    paper.train_generators(dataclasses.replace(one, run=tiny.run + "0"), None, data, data)
+    paper.train_generators(dataclasses.replace(one, run=tiny.run + "0"), None, data, data, 0.)
     assert not calls
     phi_X, phi_Y = Known(), Known()
-    paper.train_generators(dataclasses.replace(one, run=tiny.run + "1"), (phi_X, phi_Y), data, data)
-    assert len(calls) == 4 + 2                                         # calibration: both ways, both kinds
-    (of_sketch, _, _), (of_photo, _, _) = calls[-2:]
+    paper.train_generators(dataclasses.replace(one, run=tiny.run + "1"), (phi_X, phi_Y), data, data, 3.)
+    assert len(calls) == 2
+    (of_sketch, _), (of_photo, _) = calls
     assert (of_sketch == -1).all() and (of_photo == 1).all()
     assert (phi_Y.seen[-2] == -1).all() and (phi_X.seen[-2] == 1).all()        # each reads its own modality
     logs = [read_jsonl(f"{tiny.run}{r}/metrics.jsonl")[0] for r in (0, 1)]
-    assert logs[0]["L_idp_X"] == logs[0]["lambda_idp"] == 0 and logs[1]["L_idp_X"] > 0 < logs[1]["lambda_idp"]
+    assert logs[0]["L_idp_X"] == logs[0]["lambda_idp"] == 0 and logs[1]["L_idp_X"] > 0
+    assert logs[1]["lambda_idp"] == 3
 
 
-def test_the_weight_of_the_identity_loss_is_calibrated_to_the_cycle_loss(tiny, capsys):
+def test_the_weight_of_the_identity_loss_makes_it_as_heavy_as_the_cycle_loss(tiny, capsys):
     data, (phi_X, phi_Y) = paper.make_data(tiny), pair(tiny)
     G_X, G_Y, *_ = paper.build(tiny)
-    weight = paper.calibrated(tiny, G_X, G_Y, phi_X, phi_Y, data)
+    weight = paper.weight_of_identity(tiny, G_X, G_Y, phi_X, phi_Y, data)
     x, y = (data.middle(images, torch.arange(8)) for images in (data.X, data.Y))
     with torch.no_grad():
         cyc = 10 * (paper.loss_cyc(x, G_Y(G_X(x))) + paper.loss_cyc(y, G_X(G_Y(y))))
@@ -391,7 +385,32 @@ def test_the_weight_of_the_identity_loss_is_calibrated_to_the_cycle_loss(tiny, c
     assert weight * idp.item() == pytest.approx(cyc.item(), rel=1e-4)
     assert f"lambda_idp {weight:.3g}" in capsys.readouterr().out
     seven = dataclasses.replace(tiny, lambda_idp=7.)
-    assert paper.calibrated(seven, G_X, G_Y, phi_X, phi_Y, data) == 7.
+    assert paper.weight_of_identity(seven, G_X, G_Y, phi_X, phi_Y, data) == 7.
+
+
+def test_every_round_has_the_weight_that_was_found_after_round_0(chain):
+    paper.train(dataclasses.replace(chain, rounds=2))
+    logs = [read_jsonl(Path(chain.run) / f"round{r}/metrics.jsonl") for r in (1, 2)]
+    assert len({line["lambda_idp"] for log in logs for line in log}) == 1 and logs[0][0]["lambda_idp"] > 0
+
+
+def test_copying_comes_first_in_every_round(tiny):
+    paper.train(dataclasses.replace(tiny, copy_steps=2))
+    for r in range(2):
+        lines = read_jsonl(Path(tiny.run) / f"round{r}/metrics.jsonl")
+        assert ["L_copy" in line for line in lines] == [True, True, False, False]
+
+
+def test_toy_people_are_alike_in_what_no_pencil_shows(tiny):
+    photos, sketches = {}, {}
+    for alike in (True, False):
+        cfg = dataclasses.replace(tiny, alike=alike)
+        one, _ = toysets.sittings(cfg, 6, 1)
+        assert (one.skin_rgb.std(0).max() < 1e-6) == alike and one.jaw.std() > 0 < one.hair.std()
+        data = paper.make_data(cfg)
+        photos[alike], sketches[alike] = data.X, data.Y
+    assert not torch.equal(photos[True], photos[False])
+    assert (sketches[True].float() - sketches[False].float()).abs().mean() < 8           # of 255
 
 
 def test_rounds_leave_checkpoints_and_tuned_recognisers(chain):
@@ -457,10 +476,11 @@ def test_n_plus_n_steps_are_2n_steps_over_rounds(tiny, once, r):
         paper.train(dataclasses.replace(tiny, stop_after=2))
         assert not (Path(tiny.run) / "round0/recognisers.pt").exists()  # not tuned on half a training
     else:
-        paper.train(dataclasses.replace(tiny, rounds=0))
+        G, data = paper.train(dataclasses.replace(tiny, rounds=0)), paper.make_data(tiny)
         phi = paper.load_recognisers(tiny, Path(tiny.run) / "round0/recognisers.pt")
         half = dataclasses.replace(paper.of_round(tiny, 1), stop_after=2)
-        paper.train_generators(half, phi, paper.make_data(tiny), paper.make_data(tiny, test=True))
+        weight = paper.weight_of_identity(tiny, *G, *phi, data)
+        paper.train_generators(half, phi, data, paper.make_data(tiny, test=True), weight)
     paper.train(tiny)
     for k in range(2):
         for file in ("last.pt", "recognisers.pt"):
@@ -485,7 +505,6 @@ def test_a_bench_measures_a_round_with_identity_loss(tiny, monkeypatch):
 
 @pytest.mark.parametrize("change,message", [
     (dict(image_size=30), "--image-size 30"), (dict(people=0), "--people 0"),
-    (dict(idp="raw-mean"), "--lambda-idp 0.0: expected a weight for --idp raw-mean"),
     (dict(batch_size=60), "--pool-size 50"), (dict(epochs=0, steps=0), "--epochs 0"),
 ])
 def test_settings_that_do_not_fit(tiny, change, message):

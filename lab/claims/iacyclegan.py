@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import iacyclegan
 from common import n_parameters
-from lab import claims, judges, say
+from lab import claims, judges, say, toysets
 from lab.chain import rounds_of
 from lab.images import ssim, to_unit
 
@@ -52,7 +52,8 @@ def readers(cfg, phi, what):
 
 def other_judge(cfg, what):
     """A judge of toy people that took part in no loss, and its equal error rate."""
-    return judges.judge("identity" if what == "photo" else what, cfg.image_size, 2, cfg.device, cfg.cache)
+    kind = "identity" if what == "photo" else what
+    return judges.judge(kind, cfg.image_size, 2, cfg.device, cfg.cache, toysets.alike(cfg))
 
 
 def recognised(gallery, probes, k=1):
