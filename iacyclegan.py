@@ -68,7 +68,7 @@ class Config(Settings):
     image_size: int = 256             # CycleGAN; the paper does not say
     people: int = 200                 # ours: toy people to train on, a photo and a sketch each
     exaggeration: float = 1.3         # ours: how far the toy artist moves every proportion from the average
-    alike: bool = True                # ours: toy people of one skin and iris, of which a pencil tells nothing
+    variety: float = 1.               # ours: of skins and irises of toys, unseen in a sketch; 0: alike
     # networks
     width: int = 64                   # CycleGAN
     residual_blocks: int = 9          # CycleGAN: for 256 px
@@ -105,7 +105,8 @@ class Config(Settings):
 # Minutes on a processor. All of it is ours.
 SMALL = dict(
     image_size=48, width=32, d_width=32, residual_blocks=4, nearest=True,      # small but wide paints better
-    people=2000, copy_steps=400,            # 200 are learned by heart; generators may agree on negatives
+    people=2000, variety=0.,                # 200 are learned by heart; a sketch tells shapes, not colours
+    copy_steps=400,                         # else the generators may agree on negatives
     batch_size=4, steps=4000, lr=4e-4,      # four pictures fill a processor; few steps, so large ones
     recogniser_steps=300,                   # the triplet loss has settled by then
 )
@@ -160,8 +161,7 @@ class Pairs:
         return draw_crops(images, index, corner, corner, self.cfg.image_size, self.cfg.device)
 
 
-def load_size(cfg):
-    """Side L of the stored pictures, of which image_size is cut at random: CycleGAN's 286 for 256."""
+def load_size(cfg):                                                    # CycleGAN's 286 for 256
     return cfg.image_size * 143 // 128
 
 
@@ -229,7 +229,7 @@ class Recogniser(nn.Module):
         if cfg.vgg_face:
             self.net = authors.VGGFace(cfg.vgg_face if load else "", cfg.vgg_bgr)
         else:
-            kept = cfg.image_size, 1, cfg.device, cfg.cache, toysets.alike(cfg)
+            kept = cfg.image_size, 1, cfg.device, cfg.cache, toysets.known_by_shape(cfg)
             self.net = copy.deepcopy(judges.judge("identity", *kept)[0]) if load else judges.Judge("identity")
         self.eval().requires_grad_(True)
 
@@ -565,7 +565,7 @@ def load(cfg, r=None):
     saved = read_checkpoint(path, __file__)
     one = replace(cfg, run=str(path.parent))
     restore_config(one, saved, ("image_size", "width", "residual_blocks", "nearest", "exaggeration",
-                                "alike", "vgg_face", "vgg_bgr"))
+                                "variety", "vgg_face", "vgg_bgr"))
     if saved["step"] < saved["config"]["steps"]:
         say(f"{path}: only {saved['step']} of {saved['config']['steps']} steps trained")
     G_X, G_Y = (load_weights(net, saved["nets"].get(name, {}), path)

@@ -73,6 +73,7 @@ class Config(Settings):
     load_size: int = 0                # P 6.2: resized to 286, then cropped to 256; 0 = in this proportion
     people: int = 400                 # ours: toy pictures of each domain; as many as the facades
     pose: float = .3                  # ours: range of the toy poses
+    variety: float = 1.               # ours: of toy skins, irises, walls, make-up; 0: alike, bare (c)
     # networks
     width: int = 64                   # P 6.1.1, C 7.2
     d_width: int = 64                 # P 6.1.2, C 7.2
@@ -106,12 +107,12 @@ class Config(Settings):
 # Minutes on a processor. All of it is ours.
 SMALL = dict(image_size=64, width=16, d_width=16, patch=16, people=2000, steps=12_000)      # a quarter of all
 SMALL_CYCLEGAN = dict(
-    image_size=48, width=32, d_width=32, patch=16, residual_blocks=4,    # small but wide paints better
-    nearest=True, people=2000, copy_steps=400,       # else G may paint negatives, which F turns back
+    image_size=48, width=32, d_width=32, patch=16, residual_blocks=4, people=2000,   # small but wide
+    variety=0., nearest=True, copy_steps=400,        # else G hides colours as dots, or paints negatives
     batch_size=4, steps=6000, lr=4e-4)               # four pictures fill a processor; few steps, large ones
 # Minutes on a GPU, hours on two cores. Patches of 34 px are of 128 nearly what 70 are of 256.
 MEDIUM = dict(image_size=128, width=16, d_width=32, patch=34, people=4000, batch_size=4, steps=8000, lr=3e-4)
-MEDIUM_CYCLEGAN = MEDIUM | dict(width=32, residual_blocks=6, nearest=True, copy_steps=600, steps=6000)
+MEDIUM_CYCLEGAN = SMALL_CYCLEGAN | dict(image_size=128, patch=34, residual_blocks=6, copy_steps=600, lr=3e-4)
 INFER_FLAGS = {
     "--backward": dict(action="store_true", help="CycleGAN: translate with F, from Y to X"),
     "--half": dict(choices=("A", "B"), help="the files are pairs A|B: take the left or the right half"),
@@ -152,8 +153,7 @@ class Pictures:
         return dict(index=index, top=top, left=left, mirror=torch.rand(batch_size, generator=g) < .5)
 
 
-def load_size(cfg):
-    """Side L of the training pictures before they are cropped."""
+def load_size(cfg):                                                    # side of the pictures that are cropped
     return cfg.load_size or cfg.image_size * 143 // 128
 
 
@@ -555,8 +555,8 @@ def load(cfg):
     resolve_device(cfg)
     path = cfg.weights or Path(cfg.run) / "last.pt"
     saved = checkpoint(path)
-    restore_config(cfg, saved, ("model", "toy", "direction", "image_size", "load_size", "pose", "width",
-                                "skips", "dropout", "residual_blocks", "nearest", "batch_size"))
+    restore_config(cfg, saved, ("model", "toy", "direction", "image_size", "load_size", "pose", "variety",
+                                "width", "skips", "dropout", "residual_blocks", "nearest", "batch_size"))
     nets = {name: net.eval() for name, net in build(cfg).items()
             if name == "G" or name == "F" and "F" in saved["nets"]}
     fill(nets, saved, path)

@@ -114,10 +114,13 @@ def in_poses(n_people, yaws, copies, seed, device, test=False):
 
 # ---------------------------------------------------------------------------------------- IACycleGAN
 
-def alike(cfg):
-    """What all toy people share where cfg.alike is set, {field of Face: value}; else nothing."""
-    same = dict(skin_rgb=[.86, .64, .46], iris_rgb=[.42, .27, .12], hair_tint=[0., 0., 0.])
-    return same if cfg.alike else {}
+# Colours of which a pencil tells nothing, for everybody
+SHAPES_ALONE = dict(skin_rgb=[.86, .64, .46], iris_rgb=[.42, .27, .12], hair_tint=[0., 0., 0.])
+
+
+def known_by_shape(cfg):
+    """The `alike` of judges for cfg's people: with variety 0 they know people by their shapes alone."""
+    return None if cfg.variety else SHAPES_ALONE
 
 
 def sittings(cfg, count, seed):
@@ -126,7 +129,7 @@ def sittings(cfg, count, seed):
     White wall and no make-up. Mood, light, and the slight turn of the head are of each sitting.
     """
     sitting = toyfaces.sample(count, seed, cfg.device, pose=.15, makeup=False)
-    sitting = sitting.set(background=1., **alike(cfg))
+    sitting = sitting.set(background=1.).alike(cfg.variety, **SHAPES_ALONE)
     other = toyfaces.sample(count, seed + 1, cfg.device, pose=.15)
     memory = sitting.take(other, toyfaces.EXPRESSION + toyfaces.POSE + ("light", "light_strength"))
     return sitting, memory
@@ -144,9 +147,15 @@ def caricatures(cfg, faces, size):
 # --------------------------------------------------------------------------------- pix2pix, CycleGAN
 
 def portraits(cfg, count, seed):
-    """People, close, as CelebA, before pale walls: no map of regions and no sketch tells a wall's colour."""
-    faces = toyfaces.sample(count, seed, cfg.device, pose=cfg.pose)
-    return faces.set(zoom=1.25, background=.6 + .25 * (faces.background - .6))
+    """People, close, as CelebA, before pale walls: no map of regions tells a wall's shades.
+
+    Of CycleGAN's people cfg.variety is left in what no sketch tells: with 0 a white wall, one skin and iris,
+    no make-up. Otherwise generators hide these colours in their drawings, as dots.
+    """
+    plain = cfg.model == "cyclegan" and not cfg.variety
+    faces = toyfaces.sample(count, seed, cfg.device, pose=cfg.pose, makeup=not plain)
+    faces = faces.set(zoom=1.25, background=.6 + .25 * (faces.background - .6))
+    return faces.alike(cfg.variety, background=1., **SHAPES_ALONE) if cfg.model == "cyclegan" else faces
 
 
 def dots(faces, size):

@@ -404,7 +404,7 @@ def test_copying_comes_first_in_every_round(tiny):
 def test_toy_people_are_alike_in_what_no_pencil_shows(tiny):
     photos, sketches = {}, {}
     for alike in (True, False):
-        cfg = dataclasses.replace(tiny, alike=alike)
+        cfg = dataclasses.replace(tiny, variety=0. if alike else 1.)
         one, _ = toysets.sittings(cfg, 6, 1)
         assert (one.skin_rgb.std(0).max() < 1e-6) == alike and one.jaw.std() > 0 < one.hair.std()
         data = paper.make_data(cfg)

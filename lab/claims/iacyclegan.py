@@ -53,7 +53,7 @@ def readers(cfg, phi, what):
 def other_judge(cfg, what):
     """A judge of toy people that took part in no loss, and its equal error rate."""
     kind = "identity" if what == "photo" else what
-    return judges.judge(kind, cfg.image_size, 2, cfg.device, cfg.cache, toysets.alike(cfg))
+    return judges.judge(kind, cfg.image_size, 2, cfg.device, cfg.cache, toysets.known_by_shape(cfg))
 
 
 def recognised(gallery, probes, k=1):
