@@ -236,11 +236,14 @@ def progressive(cfg, G, data, passes=5):
 SEEDS = (0, 1, 2)
 OTHERS = tuple(name for name in toysets.EXPRESSIONS if name != "neutral")
 # The trainings of each part; a training that two parts need is done once.
-ATTRIBUTES, STUDIO = {"attributes": dict(toy="attributes")}, {"studio alone": dict(toy="expressions")}
+# A studio as poor as RaFD (67 people); the other pictures have walls and lights that it never shows.
+POOR = dict(studio=60, variety=1.)
+ATTRIBUTES = {"attributes": dict(toy="attributes")}
+STUDIO = {"studio alone": dict(toy="expressions", **POOR)}
 PARTS = {
     "recipe": ATTRIBUTES,
-    "joint": {**STUDIO, "joint": dict(toy="both")},
-    "pairwise": {**STUDIO, **{f"pair neutral-{e}": dict(toy="expressions", classes=("neutral", e))
+    "joint": {**STUDIO, "joint": dict(toy="both", **POOR)},
+    "pairwise": {**STUDIO, **{f"pair neutral-{e}": dict(toy="expressions", classes=("neutral", e), **POOR)
                               for e in OTHERS}},
     "losses": {**ATTRIBUTES, "without reconstruction": dict(toy="attributes", lambda_rec=0.),
                "without classification": dict(toy="attributes", lambda_cls=0.)},
@@ -282,8 +285,10 @@ def ablate(cfg):
     recipe    translations under new attributes: at most 15 % misread in every seed (real pictures under 3 %),
               and L1 to the true counterfactual at most two thirds of that of copying the input.
     joint     expressions on pictures of the set that has none, trained on both sets against the studio alone
-              (as many steps, each on a batch of either set: twice the pictures), and with the wrong mask.
-              Joint errs less in every seed, and the wrong mask at least doubles its error.
+              (as many steps, each on a batch of either set: twice the pictures), and with the wrong mask. The
+              paper's words are "sharper", and that the wrong mask changes age instead. Joint is nearer to the
+              true counterfactual (L1) in every seed and errs less in every seed; with the wrong mask the
+              error is at least half-way from its own to that of copying.
     pairwise  one G for eight expressions against a G for each pair neutral-other, as many pictures in all:
               the one errs at most as often in every seed.
     losses    without reconstruction the change outside what should change is at least 1.5 times as large;
@@ -305,8 +310,10 @@ def ablate(cfg):
             if name.startswith("pair"):                                # as many pictures in all
                 one.steps, one.copy_steps = max(1, cfg.steps // len(OTHERS)), cfg.copy_steps // len(OTHERS)
     study = claims.Ablation(jobs)
-    first = dataclasses.replace(base, toy="both" if set(parts) & {"joint", "pairwise"} else "attributes")
-    judges_of(first, stargan.make_data(first, test=True))                 # before the processes all make them
+    for change in ATTRIBUTES["attributes"], dict(toy="both", **POOR):      # before all processes make them
+        if any(one.variety == change.get("variety", base.variety) for one in jobs.values()):
+            world = dataclasses.replace(base, **change)
+            judges_of(world, stargan.make_data(world, test=True))
     study.run(ablation_run, cfg.device)
     for part in parts:
         globals()[f"claim_{part}"](study)
@@ -335,10 +342,12 @@ def claim_joint(study):
                                 ("the true pictures", "joint", "across truth ")):
         standard(study, f"across: {title}", name, prefix)
     alone, joint = study.values("studio alone", "across error"), study.values("joint", "across error")
-    wrong = study.values("joint", "wrong mask error")
+    far, near = study.values("studio alone", "across L1"), study.values("joint", "across L1")
+    wrong, copy = study.values("joint", "wrong mask error"), study.values("joint", "across copy error")
     study.claim("joint", "expressions misread, on pictures of the set without such labels: trained on one "
-                "set, on both", alone, joint, True, errs_less_in_every_seed=(joint < alone).all(),
-                the_wrong_mask_at_least_doubles_the_error=(wrong >= 2 * joint).all())
+                "set, on both", alone, joint, True, nearer_to_the_truth_in_every_seed=(near < far).all(),
+                errs_less_in_every_seed=(joint < alone).all(),
+                the_wrong_mask_is_half_way_to_copying=(wrong >= (joint + copy) / 2).all())
 
 
 def claim_pairwise(study):
