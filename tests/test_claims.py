@@ -1,10 +1,12 @@
 """Ablations and their tables."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import torch
 
-from lab import UserError
+from lab import UserError, claims
 from lab.claims import branch, in_parallel, table
 from lab.files import load_checkpoint
 from test_run import descend, equal, settings
@@ -21,6 +23,22 @@ def test_a_branch_is_the_same_as_the_whole_run(tmp_path):
     assert equal(descend(cfg), whole)
     with pytest.raises(UserError, match="stands at step 5, expected 4"):
         branch(replace(trunk, stop_after=4), settings(tmp_path / "c", steps=8))
+
+
+def test_in_parallel_leaves_8_GiB_of_a_gpu_to_each_process(monkeypatch):
+    seen = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers, *_):
+            seen.append(workers)
+            super().__init__(workers)
+    monkeypatch.setattr(claims, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(torch.multiprocessing, "cpu_count", lambda: 16)
+    for free, workers in ((79, 8), (30, 3), (7, None)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * 2 ** 30, 80 * 2 ** 30))
+        seen.clear()
+        assert in_parallel(abs, list(range(-9, 0)), "cuda") == list(range(9, 0, -1))
+        assert seen == [workers] * (workers is not None)
 
 
 def test_in_parallel_keeps_the_order():

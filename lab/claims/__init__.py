@@ -86,9 +86,15 @@ def branch(trunk, cfg):
 
 
 def in_parallel(function, jobs, device):
-    """[function(job) for job in jobs]: on a CPU a process with one thread per core, on a GPU one after
-    another."""
-    workers = 1 if device != "cpu" else min(len(jobs), torch.multiprocessing.cpu_count())
+    """[function(job) for job in jobs], in processes of one thread.
+
+    On a CPU one for each core. On a GPU one for each two cores, as long as 8 GiB of its memory are free for
+    each: small networks leave it waiting for the processor most of the time.
+    """
+    workers = torch.multiprocessing.cpu_count()
+    if device != "cpu":
+        workers = min(workers // 2, torch.cuda.mem_get_info(device)[0] // 2 ** 33)
+    workers = min(len(jobs), workers)
     if workers < 2:
         return [function(job) for job in jobs]
     quiet, spawn = not sys.stderr.isatty(), torch.multiprocessing.get_context("spawn")
