@@ -35,7 +35,7 @@ def test_in_parallel_leaves_8_GiB_of_a_gpu_to_each_process(monkeypatch):
     monkeypatch.setattr(claims, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(torch.multiprocessing, "cpu_count", lambda: 16)
     for free, workers in ((79, 8), (30, 3), (7, None)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * 2 ** 30, 80 * 2 ** 30))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, n=free: (n * 2 ** 30, 80 * 2 ** 30))
         seen.clear()
         assert in_parallel(abs, list(range(-9, 0)), "cuda") == list(range(9, 0, -1))
         assert seen == [workers] * (workers is not None)
