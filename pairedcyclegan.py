@@ -70,6 +70,7 @@ class Config(Settings):
     people: int = 2000                # ours: toy people without make-up, and as many others with
     pose: float = .25                 # ours: range of the toy poses; 1 = yaw up to 60 degrees
     variety: float = 1.               # ours: how much skin, light and wall of toys differ; 0 = not at all
+    bold: bool = False                # ours: toy lips and lids of any hue, opaque; no moles, no lines of age
     regions: str = choice("parts", "face")   # the paper: parts; face = one G for the whole face
     # networks
     width: int = 64                   # ours: a public port's; the paper's is not known
@@ -100,18 +101,14 @@ class Config(Settings):
 SMALL = dict(
     image_size=64, width=16, d_width=16,    # a quarter of the paper's size and widths
     regions="face",                         # three networks take half as long again
-    people=1000, variety=.3,                # between very different skins W has the wrong colours
+    people=1000, variety=.3, bold=True,     # between very different skins W has the wrong colours
     batch_size=2, mismatch=True,            # else D_S may tell W from G by its seams alone
     steps=4000, lr=3e-4, decay_from=.5,     # few steps, so large ones
     lambda_adv=.3, lambda_adv_end=.3,       # for few steps heavier at first; as it rose, skins got ripples
     lambda_R=1., noise=.1,                  # else G tints the whole picture and F takes the tint off
 )
 # Minutes on a GPU, hours on two cores. All of it is ours.
-MEDIUM = SMALL | dict(
-    image_size=128, width=32, d_width=32,   # pixels enough for liner; G in half precision is half a megabyte
-    batch_size=4,                           # fills a GPU better than two pictures
-    people=1500, steps=3000,                # half as many people and pictures again as SMALL
-)
+MEDIUM = SMALL | dict(image_size=128, width=32, d_width=32, batch_size=4, people=1500, steps=3000)
 INFER_FLAGS = {
     "--reference": dict(nargs="+", default=[], metavar="FILE", help="faces whose make-up is wanted"),
     "--remove": dict(action="store_true", help="take the make-up off instead"),
@@ -414,7 +411,7 @@ def train_region(cfg, data, held_out):
     run = Run(cfg, data, {"G": G, "F": F, "D_X": D_X, "D_Y": D_Y, "D_S": D_S}, {"GF": opt_GF, "D": opt_D},
               HEALTH, about_of(data))
     shown = fixed_batch(held_out)
-    warm_up_F(cfg, run, G, F, D_X, D_Y, opt_GF, opt_D, shown)
+    warm_up_F(cfg, run, G, F, D_X, D_Y, D_S, opt_GF, opt_D, shown)
     warm_up_G(cfg, run, G, F, D_X, D_Y, D_S, opt_GF, opt_D, shown)
 
     for step, (x, y, w) in run.batches(cfg.batch_size):
@@ -469,13 +466,13 @@ def train_region(cfg, data, held_out):
     return G, F
 
 
-def warm_up_F(cfg, run, G, F, D_X, D_Y, opt_GF, opt_D, shown):
+def warm_up_F(cfg, run, G, F, D_X, D_Y, D_S, opt_GF, opt_D, shown):
     """Ours, for what the paper has from a CycleGAN: F learns to take make-up off. So do G, D_X and D_Y.
 
     G sees no reference, G(x, x), and F learns from its way back to x. There is no way back to y: F would have
-    to keep in F(y) what such a G cannot know, the make-up.
+    to keep in F(y) what such a G cannot know, the make-up. With false pairs D_S learns meanwhile.
     """
-    for step, (x, y, _) in run.batches(cfg.batch_size, until=int(cfg.warm_up * cfg.steps)):
+    for step, (x, y, w) in run.batches(cfg.batch_size, until=int(cfg.warm_up * cfg.steps)):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
         with frozen(D_X, D_Y), autocast(cfg):
             y_fake = G(x, x)
@@ -493,12 +490,14 @@ def warm_up_F(cfg, run, G, F, D_X, D_Y, opt_GF, opt_D, shown):
         with autocast(cfg):
             made_up_real, made_up_fake = D_Y(y), D_Y(y_fake.detach())
             bare_real, bare_fake = D_X(x), D_X(x_fake.detach())
+            same_real, same_other = D_S(y, w), D_S(y.roll(1, 0), w)
         L_D_Y, L_D_X = loss_G_D(made_up_real, made_up_fake), loss_F_D(bare_real, bare_fake)
+        L_D_S = loss_P_D(same_real, same_other) if cfg.mismatch and cfg.lambda_P else 0.
         opt_D.zero_grad()
-        (L_D_Y + L_D_X).backward()
+        (L_D_Y + L_D_X + L_D_S).backward()
         opt_D.step()
         if run.logs(step):
-            run.log(step, **logged(G=L_G, F=L_F, I=L_I, R=L_R, D_Y=L_D_Y, D_X=L_D_X))
+            run.log(step, **logged(G=L_G, F=L_F, I=L_I, R=L_R, D_Y=L_D_Y, D_X=L_D_X, D_S=L_D_S))
         if run.samples(step):
             run.sample(step, sample_grid(G, F, shown))
 
@@ -655,7 +654,7 @@ def load(cfg):
     for region in ("skin", "eyes", "lips") if parts else ("face",):
         path = Path(cfg.weights or Path(cfg.run) / region / "last.pt")
         saved = read_checkpoint(path, __file__)
-        restore_config(cfg, saved, ("image_size", "load_size", "regions", "width", "pose", "variety"))
+        restore_config(cfg, saved, ("image_size", "load_size", "regions", "width", "pose", "variety", "bold"))
         about = {"toy": saved["about"]["toy"], "anchors": saved["about"]["anchors"]}
         if saved["step"] < saved["config"]["steps"]:
             say(f"{path}: only {saved['step']} of {saved['config']['steps']} steps trained")

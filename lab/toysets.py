@@ -188,8 +188,18 @@ def painters(cfg):
 
 # ------------------------------------------------------------------------------------ PairedCycleGAN
 
+def any_hue(n, g):
+    """n strong colours of every hue, [n, 3] in [0, 1]."""
+    hue, saturation, value = torch.rand(3, n, 1, generator=g)
+    pure = ((6 * hue + torch.tensor([0., 4., 2.])) % 6 - 3).abs().sub(1).clamp(0, 1)
+    return (.45 + .45 * value) * (1 - (.6 + .4 * saturation) * (1 - pure))
+
+
 def made_up(cfg, n, seed, made):
-    """n calm people without beard and glasses, upright and near; made: all in make-up, else none."""
+    """n calm people without beard and glasses, upright and near; made: all in make-up, else none.
+
+    cfg.bold: lips and lids of any hue, which covers the skin, and skins without moles and lines.
+    """
     g = torch.Generator().manual_seed(seed + 1)
     faces = toyfaces.sample(n, seed, cfg.device, pose=cfg.pose, expression=False)
     faces = faces.set(beard=0., glasses=0., zoom=1.3, shift=[0., -.02], smile=torch.rand(n, generator=g) - .2)
@@ -198,4 +208,7 @@ def made_up(cfg, n, seed, made):
     alphas = (("lip_alpha", .5, 1.), ("shadow_alpha", .4, .9),
               ("liner_alpha", .3, 1.), ("blush_alpha", .15, .6))
     alphas = {name: low + (high - low) * torch.rand(n, generator=g) for name, low, high in alphas}
+    if cfg.bold:
+        faces = faces.set(moles=0., age=.3 * faces.age, lip_rgb=any_hue(n, g), shadow_rgb=any_hue(n, g))
+        alphas |= {name: .75 + .25 * torch.rand(n, generator=g) for name in ("lip_alpha", "shadow_alpha")}
     return faces.set(**alphas) if made else faces.no_makeup()

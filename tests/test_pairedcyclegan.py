@@ -317,6 +317,18 @@ def test_variety_tells_how_much_skin_light_and_wall_differ(tiny):
         assert torch.equal(alike.lip_rgb, free.lip_rgb)
 
 
+def test_bold_make_up_covers_the_skin_in_any_hue(tiny):
+    plain, bold = (toysets.made_up(dataclasses.replace(tiny, bold=b), 200, 5, True) for b in (False, True))
+    assert bold.lip_alpha.min() >= .75 and bold.shadow_alpha.min() >= .75 and plain.lip_alpha.min() < .6
+    for c in range(3):                                                 # each of red, green, blue is the strongest
+        assert .2 < (bold.lip_rgb.argmax(1) == c).float().mean() < .5
+    assert bold.lip_rgb.min() >= 0 and bold.lip_rgb.max() <= 1
+    assert bold.moles[..., 2].max() == 0 and bold.age.max() < .35
+    assert torch.equal(plain.jaw, bold.jaw) and torch.equal(plain.blush_rgb, bold.blush_rgb)
+    bare = toysets.made_up(dataclasses.replace(tiny, bold=True), 9, 5, False)
+    assert bare.lip_alpha.max() == bare.shadow_alpha.max() == 0
+
+
 def test_a_batch_is_cut_alike_and_the_true_pair_is_the_source_made_up(tiny):
     data = paper.make_data(dataclasses.replace(tiny, pairs="true"), "face")
     x, y, w = data.sample(4)
@@ -430,10 +442,15 @@ def spied(tiny, monkeypatch, **changes):
 
 
 def test_F_first_then_G_then_both(tiny, monkeypatch):
-    seen = spied(tiny, monkeypatch, warm_up=.2)
-    assert seen[1] == seen[2] == {"GF": {"G", "F"}, "D": {"D_X", "D_Y"}}
+    seen = spied(tiny, monkeypatch, warm_up=.2)                        # D_S learns from false pairs at once
+    assert seen[1] == seen[2] == {"GF": {"G", "F"}, "D": {"D_X", "D_Y", "D_S"}}
     assert seen[3] == seen[4] == {"GF": {"G"}, "D": {"D_X", "D_Y", "D_S"}}
     assert seen[5] == seen[10] == {"GF": {"G", "F"}, "D": {"D_X", "D_Y", "D_S"}}
+
+
+def test_without_false_pairs_D_S_waits_for_a_G_that_sees_references(tiny, monkeypatch):
+    seen = spied(tiny, monkeypatch, warm_up=.2, mismatch=False)
+    assert seen[1] == seen[2] == {"GF": {"G", "F"}, "D": {"D_X", "D_Y"}}
 
 
 def test_without_D_S_nothing_of_it_is_trained(tiny, monkeypatch):
