@@ -320,7 +320,7 @@ def test_variety_tells_how_much_skin_light_and_wall_differ(tiny):
 def test_bold_make_up_covers_the_skin_in_any_hue(tiny):
     plain, bold = (toysets.made_up(dataclasses.replace(tiny, bold=b), 200, 5, True) for b in (False, True))
     assert bold.lip_alpha.min() >= .75 and bold.shadow_alpha.min() >= .75 and plain.lip_alpha.min() < .6
-    for c in range(3):                                                 # each of red, green, blue is the strongest
+    for c in range(3):                                                 # red, green and blue lips
         assert .2 < (bold.lip_rgb.argmax(1) == c).float().mean() < .5
     assert bold.lip_rgb.min() >= 0 and bold.lip_rgb.max() <= 1
     assert bold.moles[..., 2].max() == 0 and bold.age.max() < .35
