@@ -19,8 +19,7 @@ class Measured(Exception):
 
 
 class NoModules(contextlib.nullcontext):
-    """In place of the FLOP counter's module hooks, which do not survive the gradient penalty's
-    autograd.grad."""
+    """In place of the FLOP counter's module hooks, which the gradient penalty's autograd.grad breaks."""
     parents = frozenset(("Global",))
 
 

@@ -96,8 +96,10 @@ def refused(path, error):
 
 
 def read_checkpoint(path, paper, convert=None):
-    """A checkpoint of `paper` (its __file__). convert(saved): the authors' files in the form of ours; none =
-    refused."""
+    """A checkpoint of `paper` (its __file__).
+
+    convert(saved): the authors' files in the form of ours; without it they are refused.
+    """
     saved = load_checkpoint(path)
     if "paper" not in saved and convert is not None:
         return reads_checkpoint(lambda path: convert(saved))(path)

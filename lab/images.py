@@ -231,8 +231,7 @@ def report_bad(bad, total, skip_bad):
 # ======================================================================================= measures
 
 def rgb_to_lab(x):
-    """sRGB pictures [B, 3, H, W] in [-1, 1] -> CIE Lab (D65): L in 0 ... 100, a and b roughly -110 ...
-    110."""
+    """sRGB pictures [B, 3, H, W] in [-1, 1] -> CIE Lab (D65): L 0 ... 100, a and b about -110 ... 110."""
     rgb = (x / 2 + .5).clamp(0, 1)
     linear = torch.where(rgb > .04045, ((rgb + .055) / 1.055) ** 2.4, rgb / 12.92)
     to_xyz = linear.new_tensor([[.4124564, .3575761, .1804375], [.2126729, .7151522, .0721750],
@@ -244,8 +243,10 @@ def rgb_to_lab(x):
 
 
 def to_unit(x):
-    """[-1, 1] -> [0, 1], clamped, for measures. On a GPU in float64: SSIM subtracts squares, which TF32
-    rounds."""
+    """[-1, 1] -> [0, 1], clamped, for measures.
+
+    On a GPU in float64: SSIM subtracts squares, which TF32 rounds.
+    """
     return ((x.double() if x.is_cuda else x) / 2 + .5).clamp(0, 1)
 
 

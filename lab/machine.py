@@ -61,7 +61,7 @@ def command():
 
 
 def commit():
-    """The project's git commit, for reports; '+' marks uncommitted changes."""
+    """The project's git commit, for reports; '+' marks uncommitted changes of Python files."""
     here, quiet = Path(__file__).parent, dict(capture_output=True, text=True)
     try:
         head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, check=True, **quiet).stdout

@@ -12,7 +12,7 @@ def identify(gallery, probes):
 # ==================================================================================== verification
 
 def verification_pairs(who, first, second, folds, g):
-    """CFP's rule: people in folds; of each seven pairs of the same and seven of different people of the fold.
+    """CFP's rule: people in folds; each person has seven pairs with themselves, seven with others of the fold.
 
     who: [N], 0 ... people - 1; first, second: [N] bool, which pictures may stand on either side; g: a
     torch.Generator. Returns a, b: indices, same: bool, fold, each [M], or None. Fewer pictures, fewer pairs.

@@ -62,8 +62,7 @@ CLOSE = dict(roll=0., shift=[0., .04], zoom=1.25)        # upright, filling the 
 
 
 def turning_heads(cfg, people, seed):
-    """`people` toy people, cfg.frames pictures of each, one person after the other, in poses and
-    expressions."""
+    """`people` toy people, one after the other, cfg.frames pictures of each in poses and expressions."""
     people = toyfaces.sample(people, seed, cfg.device)
     return toyfaces.frames(people, cfg.frames, seed + 1, cfg.pose).set(**CLOSE)
 

@@ -17,8 +17,10 @@ PASSES, CHAINS = 5, 512
 # ========================================================================================= measures
 
 def chains(cfg, data, n=32):
-    """CHAINS held-out sources with PASSES targets each, n at a time: yields [(picture [n, 3, S, S], landmarks
-    [n, p, 2])], the source first."""
+    """CHAINS held-out sources with PASSES targets each, n at a time.
+
+    Yields [(picture [n, 3, S, S], landmarks [n, p, 2])], the source first.
+    """
     g = torch.Generator().manual_seed(1)
     for start in range(0, CHAINS, n):
         if data.photos:

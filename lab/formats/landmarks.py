@@ -148,5 +148,5 @@ def notes_of(annotations, groups, test):
     every_tenth = "every tenth " + ("picture" if stills else "video")
     return {"pictures with landmarks": len(annotations),
             "points per file": ", ".join(f"{k} ({c} files)" for k, c in sorted(sizes.items())),
-            "kind": "photographs, one of a kind" if stills else f"{videos} videos",
+            "kind": "single photographs" if stills else f"{videos} videos",
             "held out": f"{sum(test)} in test folders" if any(test) else every_tenth}
