@@ -41,6 +41,7 @@ Differs from the papers and the authors' code, because:
     data              people and pictures are drawn with replacement; in colour; no code for the light; the
                       encoder sees a quarter of the toy pictures blurred or covered, D sees them clean
 """
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,7 @@ from lab import UserError, albums, say
 from lab.cli import cli
 from lab.files import load_weights, out_folder, read_checkpoint, reads_checkpoint
 from lab.formats import people as formats
+from lab.handover import take_over
 from lab.images import draw_crops, grid, open_image, to_tensor, write_gif
 from lab.machine import resolve_device
 from lab.run import (Run, Settings, autocast, choice, frozen, logged, require, restore_config,
@@ -67,6 +69,7 @@ class Config(Settings):
     image_size: int = 96              # C: cut at random from 100 px
     people: int = 500                 # ours: toy people to train on
     copies: int = 8                   # ours: toy pictures of each person at each of nine yaws
+    poses_seen: int = 0               # ours: at so many of these, as few people are seen from all; 0 = at all
     degraded: float = .25             # ours: share of toy pictures that the encoder sees blurred or covered
     test_people: int = 0              # the last so many; 0 = CFP: fold 10; Multi-PIE: after 200; else a tenth
     # networks
@@ -80,10 +83,12 @@ class Config(Settings):
     lambda_gan: float = 1.            # T: lambda for D and mu for G, all 1; here one setting for both
     lambda_id: float = 1.             # T: 1
     lambda_pose: float = 1.           # T: 1; 0: no pose loss for D or G (ablation)
+    lambda_pair: float = 0.           # ours, off: the pretraining draws a person's other picture, too
     drop: float = .5                  # C has the dropout on confidences; its share is ours
     # training
     steps: int = 100_000              # ours: G's, with the pretraining; the papers' length is unknown
     pretrain: float = 0.              # this share of the steps first trains classifiers (authors' code: one)
+    average: float = 0.               # ours, off: the G that is kept is a running mean of the one in training
     batch_size: int = 64              # C
     lr: float = 2e-4                  # C
     betas: tuple = (.5, .999)         # C
@@ -97,21 +102,17 @@ class Config(Settings):
 # Minutes on a processor. All of it is ours. Batch norm and the softmax over people need the papers' batch.
 SMALL = dict(
     image_size=48, width=.25, people=300,
+    poses_seen=2,                           # who is seen in every pose teaches a classifier all about turning
     noise=12,                               # a quarter, as the widths, or it drowns f
-    steps=3000, lr=5e-4, decay_from=.5,     # few steps, so large ones
-    pretrain=1 / 3,                         # the encoder learns from D, which knows nobody before step 1000
+    steps=4500, lr=4e-4, decay_from=.6,     # few steps, so large ones
+    pretrain=1 / 9, lambda_pair=10.,        # 500 steps: D knows who, and G draws heads, before they play
+    average=.999,                           # smoother drawings than any single G's
     g_steps=1,                              # with 4 steps of G for one of D drawings broke into patterns
     upsampling="nearest",                   # transposed convolutions left a checkerboard
     d_noise=.2,                             # else 500 steps go into patterns that D refuses at once
 )
-# Minutes on a GPU, hours on two cores, at the papers' 96 px. All of it is ours.
-MEDIUM = dict(
-    width=.5, noise=25,                     # G in half precision stays under 5 MiB
-    people=300,                             # as SMALL: enough for a classifier to tell new people apart
-    steps=8000, lr=4e-4, decay_from=.6,     # few steps, so large ones
-    pretrain=1 / 16,                        # 500 steps: D knows who before G draws
-    g_steps=1, upsampling="nearest", d_noise=.2,       # as SMALL
-)
+# Minutes on a GPU, hours on two cores, at the papers' 96 px. G in half precision stays under 5 MiB.
+MEDIUM = SMALL | dict(image_size=96, width=.5, noise=25, steps=8500, pretrain=1 / 17)
 INFER_FLAGS = {
     "--pose": dict(nargs="+", default=None, metavar="POSE",
                    help="degrees, or frontal and profile for a model of CFP; default: every pose"),
@@ -134,7 +135,7 @@ class Faces:
     """
 
     def __init__(self, cfg, album):
-        self.cfg, self.album = cfg, album
+        self.cfg, self.album, self.n = cfg, album, cfg.images_per_subject
         self.generator = torch.Generator().manual_seed(cfg.seed)
         self.count = torch.bincount(album.who, minlength=len(album.people))
         self.first = self.count.cumsum(0) - self.count
@@ -143,7 +144,7 @@ class Faces:
         return len(self.album.who)
 
     def sample(self, batch_size):
-        a, g, cfg, n = self.album, self.generator, self.cfg, self.cfg.images_per_subject
+        a, g, cfg, n = self.album, self.generator, self.cfg, self.n
         there = dict(device=cfg.device, non_blocking=True)
         people = a.who[torch.randint(len(a.who), (max(1, batch_size // n),), generator=g)]
         y_d = people.repeat_interleave(n)
@@ -347,7 +348,7 @@ class Balance(nn.Module):
     The paper does not say when. Here: as soon as 9 of 10 answers are right in the worst of three tasks: real,
     drawn, who. (A port asks the same of the mean of these and pose.) The accuracies are running means of
     every fourth look. They stay on the processor: a GPU would wait for every look.
-    pretrain_steps: of `train_classifiers`; in the checkpoint, since a longer --steps must not change it.
+    pretrain_steps: of `pretrain`; in the checkpoint, since a longer --steps must not change it.
     """
 
     def __init__(self, g_steps, pretrain_steps=0):
@@ -370,8 +371,9 @@ def validate(cfg):
     """Raises UserError for settings that do not fit together."""
     for name in ("width", "people", "copies", "images_per_subject", "g_steps"):
         require(cfg, name, getattr(cfg, name) > 0, "more than 0")
-    for name in ("degraded", "pretrain"):
+    for name in ("degraded", "pretrain", "average"):
         require(cfg, name, getattr(cfg, name) <= 1, "a share, at most 1")
+    require(cfg, "poses_seen", cfg.poses_seen <= len(albums.YAWS), f"at most {len(albums.YAWS)}")
     for name in ("lambda_gan", "lambda_id"):
         fits = cfg.head == "tpami" or getattr(cfg, name) == 1
         require(cfg, name, fits, "1 with --head cvpr: a single softmax has no weights")
@@ -390,37 +392,12 @@ def build(cfg, n_people, n_poses):
     G = common.init_normal(Generator(cfg, n_poses))
     D = common.init_normal(Discriminator(n_people, n_poses, cfg.width))
     nn.init.normal_(D.fc.weight, std=.02 / cfg.width)
+    if G.multi:
+        nn.init.constant_(G.enc.main[-1].weight[-1:], 3.)              # ours: confidences that differ at once
     for net in (G, D):
         net.to(memory_format=torch.channels_last)                      # a fourth faster with batch norm
     to_device(cfg, G.enc, G.dec, D)
     return G, D
-
-
-@reads_checkpoint
-def take_over(cfg, G, D, about):
-    """Begin with the checkpoint cfg.weights: its G, and its D if that knows the same people and poses.
-
-    A D that knows nobody would be a bad teacher: the encoder would forget. about: people and poses of this
-    training; the checkpoint's people are added, so that none is ever tested on. Returns whether D was taken.
-    """
-    saved = read_checkpoint(cfg.weights, __file__)
-    before, theirs = saved["about"], saved["nets"].get("D", {})
-    load_weights(G, with_confidence(saved["nets"].get("G", {}), G), cfg.weights)
-    taken = before == about and saved["config"]["head"] == cfg.head
-    taken = taken and len(theirs.get("fc.bias", ())) == sum(D.sizes)    # it may know fewer than about says
-    if taken:
-        load_weights(D, theirs, cfg.weights)
-    about["people"] = sorted({*about["people"], *before["people"]})
-    return taken
-
-
-def with_confidence(state, G):
-    """Weights of a single-image model for a multi-image G: the confidence, which they lack, is as in G."""
-    own, grown = G.state_dict(), dict(state)
-    for name in own.keys() & state.keys():
-        if G.multi and own[name].dim() and len(own[name]) == len(state[name]) + 1:
-            grown[name] = torch.cat([state[name], own[name][-1:].cpu()])
-    return grown
 
 
 def train(cfg):
@@ -431,19 +408,21 @@ def train(cfg):
     album, held_out = make_data(cfg)
     data, n_poses = Faces(cfg, album), len(album.poses)
     G, D = build(cfg, len(album.people), n_poses)
-    classifier = nn.Linear(G.n_f, len(album.people)).to(cfg.device)    # of `train_classifiers`
+    classifier = nn.Linear(G.n_f, len(album.people)).to(cfg.device)    # of `pretrain`
     about = {"people": sorted(album.people), "poses": list(album.poses)}
-    D_knows = take_over(cfg, G, D, about) if cfg.weights else False
+    D_knows = take_over(cfg, __file__, G, D, about) if cfg.weights else False
     balance = Balance(cfg.g_steps, 0 if D_knows and cfg.pretrain < 1 else int(cfg.pretrain * cfg.steps))
     say(f"{len(data)} pictures of {len(album.people)} people, poses {' '.join(album.poses)}; "
         f"{cfg.images_per_subject} a person in a batch; "
         f"G {common.n_parameters(G):,} parameters, D {common.n_parameters(D):,}")
     opt_G = torch.optim.Adam([*G.parameters(), *classifier.parameters()], cfg.lr, cfg.betas, fused=True)
     opt_D = torch.optim.Adam(D.parameters(), cfg.lr, cfg.betas, fused=True)
-    nets = {"G": G, "D": D, "classifier": classifier, "balance": balance}
+    G_mean = copy.deepcopy(G) if cfg.average else G                    # what is kept as G
+    nets = {"G": G_mean, "D": D, "classifier": classifier, "balance": balance}
+    nets |= {"trained": G} if cfg.average else {}
     run = Run(cfg, data, nets, {"G": opt_G, "D": opt_D}, HEALTH, about)
     shown = fixed_batch(held_out, cfg)
-    train_classifiers(cfg, run, G, D, classifier, opt_G, opt_D, balance)
+    pretrain(cfg, run, data, G, G_mean, D, classifier, opt_G, opt_D, balance)
 
     losses, real, fake = {}, None, None
     for step, (x, x_seen, y_d, y_p) in run.batches(cfg.batch_size):
@@ -495,32 +474,43 @@ def train(cfg):
         opt_G.zero_grad()
         L_G.backward()
         opt_G.step()
+        follow(G_mean, G, cfg.average)
         losses |= logged(pose_G=L_pose_G, G=L_G)
 
         if run.logs(step):
             right = dict(zip(("D_real", "D_fake", "D_id"), balance.accuracy, strict=True))
-            run.log(step, **health(G, shown, cfg, real, fake), **right, **losses)
+            run.log(step, **health(G_mean, shown, cfg, real, fake), **right, **losses)
         if run.samples(step):
-            run.sample(step, sample_grid(G, shown, cfg))
-    return G
+            run.sample(step, sample_grid(G_mean, shown, cfg))
+    return G_mean
 
 
-def train_classifiers(cfg, run, G, D, classifier, opt_G, opt_D, balance):
+def pretrain(cfg, run, data, G, G_mean, D, classifier, opt_G, opt_D, balance):
     """Authors' code, before the papers' training and no part of it: the encoder as a plain classifier.
 
     Ours: D learns who and which pose in these steps, too. Otherwise the encoder would forget again, with a
-    teacher who knows nothing yet. pretrain = 1 trains nothing else, also when --steps grows.
+    teacher who knows nothing yet. And with lambda_pair G draws each person's next picture of the batch, in
+    its pose. pretrain = 1 trains nothing else, also when --steps grows.
     """
+    data.n = max(2, data.n) if cfg.lambda_pair else data.n             # of each person, one after another
     until = cfg.steps if cfg.pretrain == 1 else balance.pretrain_steps.item()
     for step, (x, x_seen, y_d, y_p) in run.batches(cfg.batch_size, until=until):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
         with autocast(cfg):
             f, _ = G.encode(x_seen)
             _, d_real, p_real = D(x)
-        L_softmax = loss_softmax(classifier(f), y_d)                                         # [softmax]
+        L_softmax, L_pair = loss_softmax(classifier(f), y_d), 0.                             # [softmax]
+        if cfg.lambda_pair:
+            x_next, c = (t.unflatten(0, (-1, data.n)).roll(1, 1).flatten(0, 1) for t in (x, y_p))
+            z = torch.rand(len(f), cfg.noise, device=f.device) * 2 - 1
+            with autocast(cfg):
+                x_hat = G.decode(f, pose_code(c, G.n_poses, cfg), z)
+            L_pair = (x_hat - x_next).abs().mean()
+        L_G = L_softmax + cfg.lambda_pair * L_pair
         opt_G.zero_grad()
-        L_softmax.backward()
+        L_G.backward()
         opt_G.step()
+        follow(G_mean, G, cfg.average)
         L_id_D = loss_id_D(d_real, y_d)                                                      # [id_D]
         L_pose_D = loss_pose_D(p_real, y_p)                                                  # [pos_D]
         L_D = cfg.lambda_id * L_id_D + cfg.lambda_pose * L_pose_D
@@ -528,8 +518,17 @@ def train_classifiers(cfg, run, G, D, classifier, opt_G, opt_D, balance):
         L_D.backward()
         opt_D.step()
         if run.logs(step):
-            losses = logged(softmax=L_softmax, id_D=L_id_D, pose_D=L_pose_D)
+            losses = logged(softmax=L_softmax, pair=L_pair, id_D=L_id_D, pose_D=L_pose_D)
             run.log(step, **losses, D_pose=accuracy(p_real, y_p))
+    data.n = cfg.images_per_subject
+
+
+@torch.no_grad()
+def follow(G_mean, G, decay):
+    """Ours: the weights of G_mean, and its batch norms' statistics, move a little towards G's."""
+    for mean, now in zip(G_mean.state_dict().values(), G.state_dict().values(), strict=True):
+        if decay:
+            mean.copy_(mean.lerp(now, 1 - decay) if now.is_floating_point() else now)
 
 
 def with_fused(f, w, y_d, cfg):

@@ -5,7 +5,8 @@
     toyfaces        drawn faces of which everything is known; toysets: whom each paper draws; judges read them
     labels, views, albums, chain, warp    what a paper's file leaves out: names of labels, crops by landmarks,
                     pictures of people in poses, rounds in a folder, bending one face onto another
-    authors         published weights under our names; recognition: protocols of face recognition
+    authors         published weights under our names; recognition: protocols of face recognition;
+                    handover: a finished model's weights for the next training
     cli, bench      the command line, time and memory of a step; machine: what it runs on
     demos           --demo, and the weights that come with the repository
     claims          measures, evaluation and ablation of each paper

@@ -51,10 +51,15 @@ class Album:
 def toy(cfg, n_people, copies, seed, test=False):
     """An album of toy people, `copies` pictures at each of nine yaws. test: see toysets.in_poses.
 
-    In a test every second picture of a person at a yaw is blurred or covered, the gallery's never.
+    To train on, a person is seen at cfg.poses_seen of them (0: all). In a test every second picture of a
+    person at a yaw is blurred or covered, the gallery's never.
     """
     faces, who, pose, copy = toysets.in_poses(n_people, YAWS, copies, seed, cfg.device, test)
     blur, cover = None, None
+    if cfg.poses_seen and not test:
+        chance = torch.rand(n_people, len(YAWS), generator=torch.Generator().manual_seed(seed))
+        keep = chance.argsort(1).argsort(1)[who, pose] < cfg.poses_seen
+        faces, who, pose = faces[keep.to(cfg.device)], who[keep], pose[keep]
     if test:
         blur, cover = random_damage(len(pose), 1., torch.Generator().manual_seed(seed))
         blur, cover = blur * (copy % 2), cover * (copy % 2)[:, None]

@@ -12,7 +12,7 @@ def identify(gallery, probes):
 # ==================================================================================== verification
 
 def verification_pairs(who, first, second, folds, g):
-    """CFP's rule: people in folds; each person has seven pairs with themselves, seven with others of the fold.
+    """CFP's rule: people in folds; each person has seven pairs with themselves and seven with others in it.
 
     who: [N], 0 ... people - 1; first, second: [N] bool, which pictures may stand on either side; g: a
     torch.Generator. Returns a, b: indices, same: bool, fold, each [M], or None. Fewer pictures, fewer pairs.

@@ -21,8 +21,9 @@ from lab.files import load_checkpoint, read_jsonl
 from lab.formats.people import official_pairs
 from lab.run import Run
 
-TINY = dict(paper.SMALL, image_size=32, width=.05, pretrain=0., people=6, copies=2, batch_size=12, steps=4,
-            log_every=1, save_every=2, sample_every=2, device="cpu", amp=False)
+TINY = dict(paper.SMALL, image_size=32, width=.05, pretrain=0., people=6, copies=2, poses_seen=0, average=0.,
+            lambda_pair=0., batch_size=12, steps=4, log_every=1, save_every=2, sample_every=2, device="cpu",
+            amp=False)
 
 
 @pytest.fixture
@@ -944,3 +945,74 @@ def test_the_real_cfp_loads(tiny):
     cfg = dataclasses.replace(tiny, data=os.environ["CFP_DATA"])
     train, test = paper.make_data(cfg)
     assert len(train.who) > 8 * len(train.people) and len(test.people) >= 10
+
+
+# --------------------------------------------------------------------------------- two poses, pairs, the mean
+
+def test_a_toy_person_is_seen_in_so_many_poses_and_tested_in_all(tiny):
+    train, held_out = paper.make_data(dataclasses.replace(tiny, poses_seen=2, people=40))
+    seen = [set(train.pose[train.who == k].tolist()) for k in range(40)]
+    assert all(len(poses) == 2 for poses in seen) and len(set(map(frozenset, seen))) > 10
+    assert len(train.who) == len(train.images) == len(train.faces) == 40 * 2 * tiny.copies
+    assert set(train.pose.tolist()) == set(range(9))
+    yaw = torch.tensor(albums.YAWS, dtype=torch.float32)[train.pose]
+    assert torch.equal(train.faces.yaw.cpu(), yaw)
+    assert all(set(held_out.pose[held_out.who == k].tolist()) == set(range(9)) for k in (0, 5))
+    with pytest.raises(UserError, match="--poses-seen 10: expected at most 9"):
+        paper.train(dataclasses.replace(tiny, poses_seen=10))
+
+
+def test_the_pair_of_a_picture_is_the_persons_next_one_in_its_pose(tiny, monkeypatch):
+    """L_pair by hand: G of a picture, in the pose of the person's other picture, against that picture."""
+    cfg = dataclasses.replace(tiny, pretrain=.5, lambda_pair=10., steps=2, degraded=0.)
+    seen, decode = [], paper.Generator.decode
+
+    def spy(self, f, c, z):
+        out = decode(self, f, c, z)
+        if len(f) == cfg.batch_size and self.training:
+            seen.append((f.detach(), c, out.detach()))
+        return out
+    monkeypatch.setattr(paper.Generator, "decode", spy)
+    album, data = paper.make_data(cfg)[0], None
+    data = paper.Faces(cfg, album)
+    data.n = 2
+    x, _, y_d, y_p = data.sample(cfg.batch_size)
+    assert torch.equal(y_d[::2], y_d[1::2])
+    paper.train(cfg)
+    _, c, x_hat = seen[0]
+    assert torch.equal(c.argmax(1), y_p.view(-1, 2).flip(1).flatten())
+    expected = (x_hat - x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)).abs().mean().item()
+    first = read_jsonl(Path(cfg.run) / "metrics.jsonl")[0]
+    assert first["L_pair"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_is_kept_is_the_running_mean_of_the_trained_G(tiny):
+    G = paper.train(dataclasses.replace(tiny, average=.9, steps=1, save_every=1))
+    nets = load_checkpoint(Path(tiny.run) / "last.pt")["nets"]
+    torch.manual_seed(tiny.seed)
+    album = paper.make_data(tiny)[0]
+    torch.manual_seed(tiny.seed)
+    begun, _ = paper.build(tiny, len(album.people), 9)
+    for name, start in begun.state_dict().items():
+        mean, now = nets["G"][name], nets["trained"][name]
+        if start.is_floating_point():
+            assert torch.allclose(mean, .9 * start + .1 * now, atol=1e-5), name
+        assert torch.equal(mean, G.state_dict()[name])
+    assert not torch.equal(nets["G"]["dec.fc.weight"], nets["trained"]["dec.fc.weight"])
+
+
+def test_a_training_with_a_mean_and_pairs_goes_on_exactly(tiny):
+    cfg = dataclasses.replace(tiny, average=.9, pretrain=.5, lambda_pair=10., poses_seen=2)
+    whole = paper.train(dataclasses.replace(cfg, run=cfg.run + "-whole"))
+    for steps in (1, 3, 0):
+        G = paper.train(dataclasses.replace(cfg, stop_after=steps))
+    for a, b in zip(whole.state_dict().values(), G.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_confidences_differ_at_the_start(tiny):
+    cfg = dataclasses.replace(tiny, images_per_subject=6)
+    G, _ = paper.build(cfg, 6, 9)
+    G.train()
+    w = G.encode(torch.randn(24, 3, 32, 32))[1]
+    assert w.min() < .35 and w.max() > .65

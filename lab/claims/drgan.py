@@ -212,7 +212,7 @@ def evaluate(cfg):
 SEEDS = (0, 1, 2)
 # The trainings of each part; a training that two parts need is done once.
 PARTS = {
-    "pose": {"single": {}, "classifier": dict(pretrain=1.)},
+    "pose": {"single": {}, "classifier": dict(pretrain=1., lambda_pair=0., average=0.)},
     "rotation": {"single": {}, "no pose code, no pose head": dict(pose_code=False, lambda_pose=0.),
                  "no pose head": dict(lambda_pose=0.)},
     "fusion": {"single": {}, "multi": dict(images_per_subject=6)},
@@ -236,7 +236,7 @@ def ablate(cfg):
 
     pose      rank-1 against the same encoder trained as a softmax classifier for as many steps: at least 3
               points better at 60 degrees, at least 1 in the mean of the nine poses, above it in every seed; a
-              linear probe reads the pose from f at least 20 points worse.
+              linear probe reads the pose from f less well, by half of the way from the classifier to chance.
     rotation  drawings reach the pose asked for in at least 80 % (without D's pose head, with and without pose
               code, at most 25 %), and at turns of 30 degrees and more are nearer to the true face than the
               input is.
@@ -309,7 +309,7 @@ def claim_pose(study):
                 in_the_mean_1_point_better=ours_mean.mean() - plain_mean.mean() >= .01,
                 above_in_every_seed=((ours > plain) & (ours_mean > plain_mean)).all())
     study.claim("leak", "pose read from f by a linear probe: the classifier's, DR-GAN's", leak, ours_leak,
-                True, twenty_points_less_pose_in_f=leak.mean() - ours_leak.mean() >= .2)
+                True, half_of_the_way_to_chance=ours_leak.mean() <= (leak.mean() + 1 / 9) / 2)
 
 
 def claim_rotation(study):
