@@ -87,6 +87,8 @@ def refused(path, error):
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if file.read(200).lstrip().lower().startswith((b"<!doctype", b"<html")):
             return "it is a web page, perhaps of a warning before the download; fetch the file itself"
+    if str(path).lower().endswith(".safetensors"):
+        return "in Python, torch.save(safetensors.torch.load_file(F), 'weights.pt') makes one that can"
     culprit = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:operand|class) ([\w.]+)", str(error))
     if culprit:
         name = culprit[1] or culprit[2]

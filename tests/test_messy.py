@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import pix2pix_cyclegan
-from lab import UserError, images, toysets
+from lab import UserError, files, formats, images, toysets
 from lab.files import load_checkpoint
 from lab.formats import attributes, fingerprint, landmarks, makeup, named_pictures, pairs, people, sketches
 
@@ -409,3 +409,47 @@ def test_bench_without_the_module_resource(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
     assert bench.resident() == "not known here"
     assert dataclasses.is_dataclass(pix2pix_cyclegan.Config)
+
+
+def test_a_list_in_utf_16_is_read(tmp_path):
+    for encoding in ("utf-16", "utf-16-be"):
+        file = tmp_path / f"{encoding}.txt"
+        file.write_bytes(("\ufeff" * (encoding == "utf-16-be") + "größe 1\n").encode(encoding))
+        assert formats.text_of(file) == "größe 1\n"
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
+    for name in ("a", "b"):
+        picture(tmp_path / "set" / name / "1.png")
+    os.symlink("..", tmp_path / "set/a/loop")
+    assert formats.files_below(tmp_path / "set/a") == [tmp_path / "set/a/1.png"]
+    os.symlink(tmp_path / "set/b", tmp_path / "set/a/more")            # another folder is
+    assert len(formats.files_below(tmp_path / "set/a")) == 2
+
+
+def test_a_run_within_the_data_is_no_data(tmp_path):
+    for name in ("a", "b", "run/samples"):
+        picture(tmp_path / name / "1.png")
+    (tmp_path / "run/metrics.jsonl").write_text("")
+    assert list(formats.folders_in(tmp_path)) == ["a", "b"] and len(formats.files_below(tmp_path)) == 2
+
+
+def test_poses_with_a_degree_sign_are_read_and_with_a_further_column_refused():
+    assert people.picture_and_yaw("a/1.jpg -30\N{DEGREE SIGN}") == ("a/1.jpg", -30)
+    assert people.picture_and_yaw("a/my 1.jpg 30") == ("a/my 1.jpg", 30)
+    with pytest.raises(ValueError):
+        people.picture_and_yaw("a/1.jpg,-30,5")
+
+
+def test_landmarks_with_x_and_y_in_each_others_place_are_refused():
+    points = toysets.sweep(64, 3)[0]
+    blank = Image.new("RGB", (64, 64))
+    landmarks.check_points(points, blank, "a.jpg")
+    with pytest.raises(UserError, match="a.jpg: the mouth lies beside the eyes; are its landmarks y x"):
+        landmarks.check_points(points.flip(1), blank, "a.jpg")
+
+
+def test_a_safetensors_file_says_how_to_convert_it(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"\x08" + b"\0" * 7 + b"{}      ")
+    with pytest.raises(UserError, match="safetensors.torch.load_file"):
+        files.load_checkpoint(tmp_path / "x.safetensors")

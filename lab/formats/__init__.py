@@ -12,6 +12,7 @@ file that cannot be used) and `notes` (what --check prints). It decodes no pictu
 it finds no data set: what was found, what was expected, how to mend it. This file holds what they share and
 the accounting of --check.
 """
+import codecs
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -39,12 +40,18 @@ def text_of(path):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    return path.read_text(encoding="utf-8-sig", errors="replace")
+    wide = path.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)       # Notepad's "Unicode"
+    return path.read_text(encoding="utf-16" if wide else "utf-8-sig", errors="replace")
 
 
 def hidden(name):
     """Is this a name of what programs leave beside data: .ipynb_checkpoints, ._1.jpg, __MACOSX?"""
     return name.startswith(".") or name == "__MACOSX"
+
+
+def is_run(folder):
+    """Is this a training's folder, which lies among the data?"""
+    return (Path(folder) / "metrics.jsonl").exists()
 
 
 def is_test(path, root):
@@ -62,9 +69,9 @@ def folders_below(root):
         if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
             raise UserError(f"{error.filename}: {error.strerror}; make it readable, or take it out")
 
-    found, seen = [], set()
+    found, seen = [], set(map(str, Path(root).resolve().parents))
     for folder, below, _ in os.walk(root, onerror=unreadable, followlinks=True):
-        below[:] = [name for name in below if not hidden(name)]
+        below[:] = [name for name in below if not (hidden(name) or is_run(Path(folder, name)))]
         real = os.path.realpath(folder)
         if real in seen:                                               # a link in a circle
             below.clear()
@@ -93,7 +100,7 @@ def pictures_in(folder, endings=IMAGE_FILES):
 
 def folders_in(folder):
     """{name in small letters: folder} of the folders in a folder, in order of name, without hidden ones."""
-    found = (p for p in sorted(Path(folder).iterdir()) if p.is_dir() and not hidden(p.name))
+    found = (p for p in sorted(Path(folder).iterdir()) if p.is_dir() and not (hidden(p.name) or is_run(p)))
     return {p.name.lower(): p for p in found}
 
 

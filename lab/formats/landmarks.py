@@ -63,6 +63,9 @@ def check_points(points, picture, path):
     if not (inside and (high - low).max() < 2 * max(picture.size)):
         size = f"{picture.width} x {picture.height}"
         raise UserError(f"{path}: its landmarks lie outside the picture ({size})")
+    across, down = (points[48:].mean(0) - points[36:48].mean(0)).abs()           # from the eyes to the mouth
+    if across > 3 * down:
+        raise UserError(f"{path}: the mouth lies beside the eyes; are its landmarks y x in place of x y?")
 
 
 def scan(root):

@@ -131,8 +131,8 @@ def scan_folders(root):
 def picture_and_yaw(line):
     """(name of the picture, yaw in degrees) of a line. ValueError for another."""
     name, _, yaw = re.sub(r"[,\s]+(?=\S*$)", "\t", line).rpartition("\t")
-    yaw = float(yaw)
-    if not abs(yaw) <= 97.5:
+    yaw = float(yaw.rstrip("\N{DEGREE SIGN}"))
+    if not abs(yaw) <= 97.5 or "\t" in name:                           # a further column: which is the yaw?
         raise ValueError
     return name.replace("\\", "/"), yaw
 
