@@ -106,6 +106,11 @@ class ResNet(nn.Module):
         return self.main(x).float()
 
 
+def add_noise(x, std):
+    """x with normal noise of this standard deviation; 0: x itself."""
+    return x + std * torch.randn_like(x) if std else x
+
+
 class ImagePool(nn.Module):
     """`size` earlier generated pictures (CycleGAN, section 4). forward(x) [B, 3, S, S]: what D is shown.
 

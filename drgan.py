@@ -50,7 +50,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import common
-from common import conv_block, linear_decay
+from common import add_noise, conv_block, linear_decay
 from lab import UserError, albums, say
 from lab.cli import cli
 from lab.files import load_weights, out_folder, read_checkpoint, reads_checkpoint
@@ -427,7 +427,7 @@ def train(cfg):
     losses, real, fake = {}, None, None
     for step, (x, x_seen, y_d, y_p) in run.batches(cfg.batch_size):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
-        std = cfg.d_noise * (1 - step / cfg.steps)
+        std = cfg.d_noise * (1 - step / cfg.steps)                     # bad drawings look like faces in noise
 
         # 1. G draws the people of the batch, in poses that have nothing to do with their pictures'. With
         #    n > 1 also each person's fused feature, appended to the others. y_f: whose each feature is.
@@ -550,11 +550,6 @@ def drop_confidences(w, drop):
 def pose_code(c, n_poses, cfg):
     """Indices [B] -> one-hot [B, N_p]; all zero with --no-pose-code."""
     return F.one_hot(c, n_poses).float() * cfg.pose_code
-
-
-def add_noise(x, std):
-    """x with normal noise: in it bad drawings look like faces, so D cannot win before G can draw."""
-    return x + std * torch.randn_like(x) if std else x
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ import torch.nn as nn
 from PIL import Image
 
 import common
-from common import ImagePool, PatchGAN, ResNet, linear_decay
+from common import ImagePool, PatchGAN, ResNet, add_noise, linear_decay
 from lab import UserError, authors, say, toyfaces, toysets
 from lab.cli import cli
 from lab.files import load_weights, out_folder, read_checkpoint, reads_checkpoint
@@ -74,7 +74,6 @@ class Config(Settings):
     people: int = 400                 # ours: toy pictures of each domain; as many as the facades
     pose: float = .3                  # ours: range of the toy poses
     variety: float = 1.               # ours: of toy skins, irises, walls, make-up; 0: alike, bare (c)
-    # networks
     width: int = 64                   # P 6.1.1, C 7.2
     d_width: int = 64                 # P 6.1.2, C 7.2
     patch: int = choice(70, 1, 16, 34, 142, 286)                # P 4.4, C 7.2: px that one score of D sees
@@ -82,20 +81,19 @@ class Config(Settings):
     skips: bool = True                # P 3.2.1: U-Net; --no-skips: encoder-decoder (p)
     dropout: tuple = (1, 2, 3)        # P 3.1: layers with the noise z; PyTorch code: 2 3 4; 0: none (p)
     residual_blocks: int = 9          # C 7.2: 9 from 256 px on, 6 for 128 px (c)
-    nearest: bool = False             # ours, off: G repeats pixels in place of C's u layers (c)
-    # losses: a row of the papers' tables is a weight of 0
+    nearest: bool = False             # ours, off: G repeats pixels, no transposed convolutions, no grid
+    # losses; a row of the papers' tables is a weight of 0
     lambda_gan: float = 1.            # P (4), C (3)
     lambda_L1: float = 100.           # P 4.2 (p)
     lambda_cyc_x: float = 10.         # C 4; forward cycle, PyTorch code: lambda_A (c)
     lambda_cyc_y: float = 10.         # C 4; backward cycle, PyTorch code: lambda_B (c)
     lambda_idt: float = 0.            # C 5.2: 5, but for paintings and flowers only (c)
     lambda_copy: float = 10.          # ours: in the first copy_steps only (c)
+    noise: float = 0.                 # ours, off: std of noise between G and F, against hidden signals (c)
     pool_size: int = 50               # C 4: generated pictures that D is shown again (c)
-    # training
     epochs: int = 200                 # P 6.2, C 7.1, for their small sets
     steps: int = 0                    # ours: 0 = epochs
     copy_steps: int = 0               # ours, off: of the steps, the first, in which G and F learn to copy (c)
-    sample_every: int = 1000          # ours: steps of one picture are short
     batch_size: int = 1               # P 6.2, C 4
     lr: float = 2e-4                  # P 3.3, C 4
     betas: tuple = (.5, .999)         # P 3.3; PyTorch code
@@ -105,11 +103,11 @@ class Config(Settings):
 
 
 # Minutes on a processor. All of it is ours.
-SMALL = dict(image_size=64, width=16, d_width=16, patch=16, people=2000,         # a quarter of the papers'
+SMALL = dict(image_size=64, width=16, d_width=16, patch=16, people=2000, nearest=True,        # a quarter
              batch_size=4, steps=8000, lr=4e-4)      # four pictures fill a processor; few steps, large ones
 SMALL_CYCLEGAN = SMALL | dict(
     image_size=48, width=32, d_width=32, residual_blocks=4, steps=6000,  # small but wide paints better
-    variety=0., nearest=True, copy_steps=400)        # else G hides colours as dots, or paints negatives
+    variety=0., noise=.1, copy_steps=400)            # else G hides colours as dots, or paints negatives
 # Minutes on a GPU, hours on two cores. Patches of 34 px are of 128 nearly what 70 are of 256.
 MEDIUM = SMALL | dict(image_size=128, d_width=32, patch=34, people=4000)
 MEDIUM_CYCLEGAN = SMALL_CYCLEGAN | dict(image_size=128, patch=34, residual_blocks=6, copy_steps=600, lr=3e-4)
@@ -197,9 +195,8 @@ def toy_pictures(cfg, side, test):
     paired, count = test or cfg.model == "pix2pix", TEST_PEOPLE if test else cfg.people
     seed = TEST_SEED if test else TRAIN_SEED + 10 * cfg.seed
     faces = toysets.portraits(cfg, count if paired else 2 * count, seed)
-    paint_x, paint_y = toysets.painters(cfg)
-    X = toyfaces.images(cfg, faces[:count], side, paint_x)
-    Y = toyfaces.images(cfg, faces[-count:], side, paint_y)
+    X, Y = (toyfaces.images(cfg, some, side, paint) for some, paint in
+            zip((faces[:count], faces[-count:]), toysets.painters(cfg), strict=True))
     return Pictures(cfg, X, Y, paired, faces if paired else None)
 
 
@@ -221,7 +218,7 @@ class UNet(nn.Module):
     of the decoder, from 1. forward(x [B, 3, S, S]) -> [B, 3, S, S], in [-1, 1], S a multiple of 2^depth.
     """
 
-    def __init__(self, depth=8, width=64, skips=True, dropout=(1, 2, 3)):
+    def __init__(self, depth=8, width=64, skips=True, dropout=(1, 2, 3), nearest=False):
         super().__init__()
         self.skips = skips
         w = [width * min(2 ** k, 8) for k in range(depth)]
@@ -233,10 +230,13 @@ class UNet(nn.Module):
             self.down.append(nn.Sequential(*before, conv, *after))
         for k in reversed(range(depth)):                                               # w[k-1] x S/2^k
             c_in = w[k] * (2 if skips and k < depth - 1 else 1)
-            conv = nn.ConvTranspose2d(c_in, w[k - 1] if k else 3, 4, 2, 1, bias=k == 0)
+            c_out = w[k - 1] if k else 3
+            conv = [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=k == 0)]
+            if nearest:
+                conv = [nn.Upsample(scale_factor=2), nn.Conv2d(c_in, c_out, 3, 1, 1, bias=k == 0)]
             after = [nn.BatchNorm2d(w[k - 1], track_running_stats=False)] if k else [nn.Tanh()]
             noise = [Noise()] if k and depth - k in dropout else []
-            self.up.append(nn.Sequential(nn.ReLU(), conv, *after, *noise))
+            self.up.append(nn.Sequential(nn.ReLU(), *conv, *after, *noise))
 
     def forward(self, x):
         e = [self.down[0](x)]                                          # the encoder's maps
@@ -256,15 +256,15 @@ def discriminator(patch=70, in_channels=3, width=64, norm="batch"):
     """
     n = LAYERS[patch]
     if n == 0:                                                         # 1 x 1 convolutions
-        head = dict(head_kernel=1, head_bias=norm != "batch")
-        return PatchGAN(in_channels, (width, 2 * width), (1, 1), 1, norm, **head)
+        return PatchGAN(in_channels, (width, 2 * width), (1, 1), 1, norm, head_kernel=1,
+                        head_bias=norm != "batch")
     return PatchGAN(in_channels, [width * min(2 ** k, 8) for k in range(n + 1)], (2,) * n + (1,), norm=norm)
 
 
 def build(cfg):
     """{name: network}. CycleGAN's are G_A, G_B, D_B, D_A in its codes, where D_A judges what G_A makes."""
     if cfg.model == "pix2pix":
-        nets = {"G": UNet(int(math.log2(cfg.image_size)), cfg.width, cfg.skips, cfg.dropout),
+        nets = {"G": UNet(int(math.log2(cfg.image_size)), cfg.width, cfg.skips, cfg.dropout, cfg.nearest),
                 "D": discriminator(cfg.patch, 6 if cfg.conditional else 3, cfg.d_width, "batch")}
     else:
         nets = {name: ResNet(cfg.residual_blocks, cfg.width, cfg.nearest) for name in ("G", "F")}
@@ -366,8 +366,8 @@ def train(cfg):
         fill(nets, checkpoint(cfg.weights), cfg.weights)
     say(f"{len(data.X)} and {len(data.Y)} pictures, {'in pairs' if data.paired else 'without pairs'}; "
         f"G {common.n_parameters(nets['G']):,} parameters, a score of D sees {cfg.patch} px")
-    train_model = train_pix2pix if cfg.model == "pix2pix" else train_cyclegan
-    return train_model(cfg, data, held_out, *to_device(cfg, *nets.values()))
+    of_model = {"pix2pix": train_pix2pix, "cyclegan": train_cyclegan}[cfg.model]
+    return of_model(cfg, data, held_out, *to_device(cfg, *nets.values()))
 
 
 def train_pix2pix(cfg, data, held_out, G, D):
@@ -423,9 +423,9 @@ def train_cyclegan(cfg, data, held_out, G, F, D_X, D_Y):
         # 1. G and F: fool D_Y and D_X, find the way back
         with frozen(D_X, D_Y), autocast(cfg):
             y_fake = G(x)
-            x_rec = F(y_fake)
+            x_rec = F(add_noise(y_fake, cfg.noise))
             x_fake = F(y)
-            y_rec = G(x_fake)
+            y_rec = G(add_noise(x_fake, cfg.noise))
             y_same = G(y) if cfg.lambda_idt else y
             x_same = F(x) if cfg.lambda_idt else x
             score_y_fake = D_Y(y_fake)

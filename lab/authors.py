@@ -125,7 +125,7 @@ def pix2pix_cyclegan(saved, path):
         raise UserError(f"{path}: give the file of G, or of G_A (and --backward to translate with G_B); "
                         "its fellows are found beside it")
     convs = [v for v in saved.values() if torch.is_tensor(v) and v.ndim == 4]
-    config = {"width": len(convs[0]) if convs else 64, "batch_size": 1}
+    config = {"width": len(convs[0]) if convs else 64, "batch_size": 1, "nearest": False}
     if any(k.startswith("model.model.") for k in saved):               # a U-Net: models in models
         depth, fellows = len(convs) // 2, {"D": "D"}
         config |= {"model": "pix2pix", "image_size": 2 ** depth, "dropout": tuple(range(2, depth - 3))}

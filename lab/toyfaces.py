@@ -685,10 +685,10 @@ def region_map(face, size=64):
 
 
 def colour_map(face, size=64):
-    """regions in the flat colours of each person, as a painter's ground: [B, 3, size, size] in [-1, 1]."""
-    hair, (white, dark) = _hair_rgb(face), (torch.full_like(face.skin_rgb, tone) for tone in (.9, .1))
-    flat = torch.stack([face.background.mean(1), face.skin_rgb, hair, .62 * hair, white, _lip_rgb(face), dark,
-                        .85 * hair, dark, face.clothes], 1)                      # in the order of REGIONS
+    """regions in each person's flat colours (eyes: the iris'), as a painter's ground: [B, 3, size, size]."""
+    hair, dark = _hair_rgb(face), torch.full_like(face.skin_rgb, .1)
+    flat = torch.stack([face.background.mean(1), face.skin_rgb, hair, .62 * hair, face.iris_rgb,
+                        _lip_rgb(face), dark, .85 * hair, dark, face.clothes], 1)    # in the order of REGIONS
     return torch.stack([c[k] for c, k in zip(flat, regions(face, size), strict=True)]).movedim(3, 1) * 2 - 1
 
 

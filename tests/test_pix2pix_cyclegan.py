@@ -20,8 +20,8 @@ from lab.run import Run, frozen
 from pix2pix_cyclegan import Config, UNet, discriminator
 
 TINY = dict(paper.SMALL, image_size=16, load_size=18, width=4, d_width=4, residual_blocks=1, patch=1,
-            people=6, steps=4, pool_size=3, batch_size=2, log_every=1, save_every=2, sample_every=2,
-            device="cpu", amp=False)
+            nearest=False, people=6, steps=4, pool_size=3, batch_size=2, log_every=1, save_every=2,
+            sample_every=2, device="cpu", amp=False)
 
 
 def quick(monkeypatch):
@@ -674,7 +674,7 @@ def test_learning_rate_falls_in_the_second_half(trained):
     """Step 4 of 4 is a third of the way above 0, which would be the next step's."""
     for run in trained.values():
         for name, state in load_checkpoint(Path(run) / "last.pt")["opts"].items():
-            assert state["param_groups"][0]["lr"] == pytest.approx(Config.lr / 3), name
+            assert state["param_groups"][0]["lr"] == pytest.approx(paper.SMALL["lr"] / 3), name
 
 
 def test_training_and_measuring_on_cpu_and_cuda(tiny, device):
@@ -724,6 +724,22 @@ def test_resuming_in_the_middle_of_copying_is_the_undisturbed_training(tiny_c):
     again = paper.train(cfg)
     assert all(torch.equal(a, b) for one, other in zip(whole, again, strict=True)
                for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_a_unet_that_repeats_pixels_has_no_transposed_convolution_and_the_same_shapes():
+    G = UNet(4, 4, nearest=True)
+    assert not any(isinstance(m, nn.ConvTranspose2d) for m in G.modules())
+    x = torch.rand(3, 3, 16, 32)
+    assert G(x).shape == UNet(4, 4)(x).shape == x.shape
+
+
+def test_noise_between_the_generators_is_in_the_way_back_alone(tiny_c, monkeypatch):
+    seen = []
+    monkeypatch.setattr(paper, "add_noise", lambda x, std: (seen.append((x, std)), x)[1])
+    paper.train(dataclasses.replace(tiny_c, steps=1, noise=.1))
+    assert [std for _, std in seen] == [.1, .1] and all(x.requires_grad for x, _ in seen)
+    x = torch.zeros(9, 3, 16, 16)
+    assert common.add_noise(x, 0.) is x and common.add_noise(x, .1).std().item() == pytest.approx(.1, rel=.05)
 
 
 def test_nearest_upsampling_repeats_pixels_and_is_told_by_the_checkpoint(tiny_c):
