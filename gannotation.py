@@ -84,6 +84,7 @@ class Config(Settings):
     lambda_pix: float = 10.           # section 2.3.7; authors' training code 100
     lambda_self: float = 100.         # section 2.3.7
     lambda_triple: float = 100.       # section 2.3.7
+    passes: int = choice(1, 2)        # 2: FG 2020's idea, its formula unconfirmed: a longer route agrees, too
     lambda_id: float = 1.             # section 2.3.7
     lambda_pp: float = 10.            # section 2.3.7
     lambda_tv: float = 1e-4           # section 2.3.7
@@ -451,7 +452,7 @@ def train(cfg):
             L_tv = loss_tv(I_hat)                                                            # 2.3.7
             w = consistency_weight(step, cfg)
             L_self = L_triple = 0.                                     # computed only where they have weight
-            if w * cfg.lambda_self > 0:
+            if w * (cfg.lambda_self + cfg.lambda_triple * (cfg.passes - 1)) > 0:
                 with autocast(cfg):
                     I_back, _ = G(I_hat, H_i)
                 L_self = loss_self(I_back, I)                                                # 2.3.3
@@ -460,6 +461,10 @@ def train(cfg):
                     I_via, _ = G(I_hat, H_n)
                     I_direct, _ = G(I, H_n)
                 L_triple = loss_triple(I_via, I_direct)                                      # 2.3.4
+                if cfg.passes == 2:                                    # by way of s_t and of s_i
+                    with autocast(cfg):
+                        I_far, _ = G(I_back, H_n)
+                    L_triple = (L_triple + loss_triple(I_far, I_direct)) / 2                 # 2.3.4
             L_G = (cfg.lambda_adv * L_adv + cfg.lambda_pix * L_pix                           # weights: 2.3.7
                    + w * cfg.lambda_self * L_self + w * cfg.lambda_triple * L_triple
                    + cfg.lambda_id * L_id + cfg.lambda_pp * L_pp + cfg.lambda_tv * L_tv)

@@ -489,9 +489,25 @@ def test_the_warm_up_computes_no_consistency(tiny, monkeypatch):
         return calls
     assert passes(steps=2, warm_up=1.) == [False] * 2
     assert passes(steps=2, warm_up=.5) == [False, False, True, True, False]
-    assert passes(steps=1, lambda_triple=0.) == [False, True]
+    assert passes(steps=1, lambda_triple=0., passes=2) == passes(steps=1, lambda_triple=0.) == [False, True]
     lines = read_jsonl(Path(tiny.run) / "metrics.jsonl")
     assert lines[0]["L_triple"] == 0 and lines[0]["L_self"] > 0
+
+
+def test_two_passes_also_ask_that_the_way_home_and_on_agrees(tiny, monkeypatch):
+    """With passes=2 the triple loss is the mean over two routes: by s_t, and by s_t and s_i."""
+    seen, calls, loss, forward = [], [], gan.loss_triple, Generator.forward
+    monkeypatch.setattr(gan, "loss_triple", lambda *pair: (seen.append(pair), loss(*pair))[1])
+    monkeypatch.setattr(Generator, "forward", lambda self, I, H: calls.append((I, H)) or forward(self, I, H))
+    monkeypatch.setattr(gan, "health", lambda *_: {})
+    monkeypatch.setattr(gan, "sample_grid", lambda *_: Image.new("RGB", (1, 1)))
+    gan.train(dataclasses.replace(tiny, passes=2, warm_up=0., ramp=0., steps=1))
+    (I, H_t), (I_hat, H_i), (via, H_n), (start, H_n2), (I_back, H_n3) = calls
+    assert start is I and H_n is H_n2 is H_n3 and via is I_hat and H_i is not H_t
+    assert seen[0][1] is seen[1][1] and seen[0][0] is not seen[1][0]   # two routes, one direct result
+    mean = sum(loss(*pair).item() for pair in seen) / 2
+    line = read_jsonl(Path(tiny.run) / "metrics.jsonl")[0]
+    assert line["L_triple"] == pytest.approx(mean, abs=1e-5)
 
 
 def test_Ds_turns_and_Gs(tiny, monkeypatch):
@@ -600,16 +616,18 @@ def test_photographs_are_measured_without_judges(tiny, tmp_path, monkeypatch):
         assert (summary["copy"] > 0) == (held_out > 1)                    # a lone picture is its own target
 
 
-def study(monkeypatch, tiny, without, with_, direct=.5, copy=2.):
+def study(monkeypatch, tiny, without, with_, direct=.5, copy=2., two=(0., 0.), claim=0):
     monkeypatch.setattr(claims, "SEEDS", (0, 1))
     base = {"copy": copy, "pass 5": 1., "self-recovery ratio": 1., "route gap": 0.}
     one = claims.claims.Ablation({(name, seed): tiny for name in claims.ABLATION for seed in (0, 1)})
     one.results = {}
-    for name, excess, d in (("without triple", without, .5), ("with triple", with_, direct)):
+    rows = ("without triple", without, .5), ("with triple", with_, direct), ("two passes", two, direct)
+    for name, excess, d in rows:
         for seed in (0, 1):
             one.results[name, seed] = base | {"excess": excess[seed], "direct": d, "direct / copy": d / copy}
     claims.judge_triple(one)
-    return one.claims[0]["verdict"], [v for v in one.criteria.values()]
+    of = ("triple: ", "passes: ")[claim]
+    return one.claims[claim]["verdict"], [v for k, v in one.criteria.items() if k.startswith(of)]
 
 
 def test_the_bars_of_the_ablation(monkeypatch, tiny):
@@ -618,6 +636,9 @@ def test_the_bars_of_the_ablation(monkeypatch, tiny):
     assert study(monkeypatch, tiny, (.4, .4), (0., .4)) == ("not reproduced", [True, False, True, True])
     assert study(monkeypatch, tiny, (.4, .4), (.1, .1), direct=.56)[1] == [True, True, False, True]
     assert study(monkeypatch, tiny, (.4, .4), (.1, .1), copy=1.2)[1] == [True, True, True, False]
+    passes = dict(without=(.4, .4), with_=(.2, .2), claim=1)
+    assert study(monkeypatch, tiny, two=(.1, .1), **passes) == ("reproduced", [True] * 3)
+    assert study(monkeypatch, tiny, two=(.1, .3), **passes)[1] == [False, True, True]
 
 
 @pytest.mark.slow
@@ -627,7 +648,7 @@ def test_ablate_shares_the_warm_up_and_keeps_the_error_after_each_pass(tiny, mon
     cfg = dataclasses.replace(tiny, warm_up=.5, log_every=4, sample_every=4)
     claims.ablate(cfg)
     result = read_json(Path(cfg.run) / "ablation.json")
-    assert [len(line) for lines in result["passes"].values() for line in lines] == [5] * 4
+    assert [len(line) for lines in result["passes"].values() for line in lines] == [5] * 6
     assert result["passes"]["with triple"][1][4] == result["rows"]["with triple, seed 1"]["pass 5"]
     with pytest.raises(UserError, match="before and after"):
         claims.ablate(dataclasses.replace(cfg, warm_up=0.))
