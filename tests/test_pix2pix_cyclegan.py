@@ -792,6 +792,9 @@ def test_the_recipes_fit_together(model, scale):
     cfg = Config(**cli.recipe(paper, scale, model), model=model)
     paper.validate(cfg)
     assert cfg.pool_size >= cfg.batch_size
+    if scale == "medium":                                              # of the generators, in half precision
+        nets = paper.build(cfg)
+        assert sum(2 * common.n_parameters(nets[name]) for name in "GF" if name in nets) < 5e6
 
 
 # ------------------------------------------------------------------------------------------------- evaluation
