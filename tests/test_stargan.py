@@ -904,7 +904,7 @@ def test_ablate_runs_every_part_and_judges(tiny, monkeypatch, capsys):
     assert (
         result["verdict"] in ("reproduced", "partly reproduced", "not reproduced")
         and len(result["claims"]) == 5
-        and len(result["criteria"]) == 10
+        and len(result["criteria"]) == 11
     )
     assert {
         "across: joint, wrong mask, mean",
