@@ -526,9 +526,10 @@ def pretrain(cfg, run, data, G, G_mean, D, classifier, opt_G, opt_D, balance):
 @torch.no_grad()
 def follow(G_mean, G, decay):
     """Ours: the weights of G_mean, and its batch norms' statistics, move a little towards G's."""
+    if not decay:                                                      # G_mean is G
+        return
     for mean, now in zip(G_mean.state_dict().values(), G.state_dict().values(), strict=True):
-        if decay:
-            mean.copy_(mean.lerp(now, 1 - decay) if now.is_floating_point() else now)
+        mean.copy_(mean.lerp(now, 1 - decay) if now.is_floating_point() else now)
 
 
 def with_fused(f, w, y_d, cfg):

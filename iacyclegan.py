@@ -53,6 +53,7 @@ from common import ImagePool, PatchGAN, ResNet, linear_decay
 from lab import UserError, authors, judges, say, toyfaces, toysets
 from lab.chain import check_chain, checkpoint_of
 from lab.cli import cli
+from lab.copying import learn_to_copy
 from lab.files import (check_paper, load_checkpoint, load_weights, out_folder, read_checkpoint,
                        reads_checkpoint, save_checkpoint)
 from lab.formats import named_pictures, sketches
@@ -371,7 +372,7 @@ def train_generators(cfg, phi, data, held_out, lambda_idp):
     nets = {"G_X": G_X, "G_Y": G_Y, "D_X": D_X, "D_Y": D_Y, "pool_X": pool_X, "pool_Y": pool_Y}
     run = Run(cfg, data, nets, {"G": opt_G, "D": opt_D}, HEALTH)
     shown = fixed_batch(held_out)
-    learn_to_copy(cfg, run, G_X, G_Y, opt_G)
+    learn_to_copy(cfg, run, opt_G, (G_X, G_Y), loss_map)
 
     # Losses that train the generators are named after the one that draws: G_X's (photo -> sketch) end in _X,
     # G_Y's in _Y, cycles after their first generator. L_D_X, L_D_Y train D_X, D_Y: L_D_Y opposes L_adv_X.
@@ -430,27 +431,8 @@ def train_generators(cfg, phi, data, held_out, lambda_idp):
     return G_X, G_Y
 
 
-def learn_to_copy(cfg, run, G_X, G_Y, opt_G):
-    """Ours, before the paper's training, off in its recipe: both generators give back photos and sketches.
-
-    Else both may paint negatives. The weight is the cycle's: Adam, which divides by past gradients, would
-    leap at the paper's objective.
-    """
-    for step, (x, y, *_) in run.batches(2 * cfg.batch_size, until=cfg.copy_steps):
-        both = torch.cat([x, y])
-        with autocast(cfg):
-            both_X = G_X(both)
-            both_Y = G_Y(both)
-        L_copy = cfg.lambda_copy * (loss_map(both, both_X) + loss_map(both, both_Y))
-        opt_G.zero_grad()
-        L_copy.backward()
-        opt_G.step()
-        if run.logs(step):
-            run.log(step, L_copy=L_copy)
-
-
 @torch.no_grad()
-def weight_of_identity(cfg, G_X, G_Y, phi_X, phi_Y, data, n=64):
+def weight_of_identity(cfg, G_X, G_Y, phi_X, phi_Y, data, n=16):
     """lambda_idp: cfg's, or if that is 0 what makes [idp] weigh as much as [cyc] after round 0.
 
     Prints the arithmetic. A continued training finds the same number.
@@ -539,8 +521,8 @@ def health(G_X, G_Y, D_X, D_Y, shown):
             (fake, source), (fake, target), (source, target), (fake, fake.roll(1, 0)),
             (target, target.roll(1, 0))))
         lead = D(target).mean((1, 2, 3)).min() - D(fake).mean((1, 2, 3)).max()
-        words += ["copying"] * bool(change < .05 * copied) + ["D-won"] * bool(lead > .8)
-        words += ["collapsed"] * bool(spread < .1 * apart)
+        words += ["copying"] * bool(change < .05 * copied) + ["collapsed"] * bool(spread < .1 * apart)
+        words += ["D-won"] * bool(lead > .8)
         values |= {f"change{end}": change, f"error{end}": error, f"copy{end}": copied}
     return {"health": next(iter(words), "ok")} | values
 

@@ -490,7 +490,8 @@ def warm_up_F(cfg, run, G, F, D_X, D_Y, D_S, opt_GF, opt_D, shown):
         with autocast(cfg):
             made_up_real, made_up_fake = D_Y(y), D_Y(y_fake.detach())
             bare_real, bare_fake = D_X(x), D_X(x_fake.detach())
-            same_real, same_other = D_S(y, w), D_S(y.roll(1, 0), w)
+            if cfg.mismatch and cfg.lambda_P:
+                same_real, same_other = D_S(y, w), D_S(y.roll(1, 0), w)
         L_D_Y, L_D_X = loss_G_D(made_up_real, made_up_fake), loss_F_D(bare_real, bare_fake)
         L_D_S = loss_P_D(same_real, same_other) if cfg.mismatch and cfg.lambda_P else 0.
         opt_D.zero_grad()

@@ -53,6 +53,7 @@ import common
 from common import ImagePool, PatchGAN, ResNet, add_noise, linear_decay
 from lab import UserError, authors, say, toyfaces, toysets
 from lab.cli import cli
+from lab.copying import learn_to_copy
 from lab.files import load_weights, out_folder, read_checkpoint, reads_checkpoint
 from lab.formats import named_pictures, pairs
 from lab.images import decoded_images, draw, draw_crops, grid, open_image, to_tensor
@@ -74,6 +75,7 @@ class Config(Settings):
     people: int = 400                 # ours: toy pictures of each domain; as many as the facades
     pose: float = .3                  # ours: range of the toy poses
     variety: float = 1.               # ours: of toy skins, irises, walls, make-up; 0: alike, bare (c)
+    # networks
     width: int = 64                   # P 6.1.1, C 7.2
     d_width: int = 64                 # P 6.1.2, C 7.2
     patch: int = choice(70, 1, 16, 34, 142, 286)                # P 4.4, C 7.2: px that one score of D sees
@@ -91,6 +93,7 @@ class Config(Settings):
     lambda_copy: float = 10.          # ours: in the first copy_steps only (c)
     noise: float = 0.                 # ours, off: std of noise between G and F, against hidden signals (c)
     pool_size: int = 50               # C 4: generated pictures that D is shown again (c)
+    # training
     epochs: int = 200                 # P 6.2, C 7.1, for their small sets
     steps: int = 0                    # ours: 0 = epochs
     copy_steps: int = 0               # ours, off: of the steps, the first, in which G and F learn to copy (c)
@@ -103,14 +106,22 @@ class Config(Settings):
 
 
 # Minutes on a processor. All of it is ours.
-SMALL = dict(image_size=64, width=16, d_width=16, patch=16, people=2000, nearest=True,        # a quarter
-             batch_size=4, steps=8000, lr=4e-4)      # four pictures fill a processor; few steps, large ones
+SMALL = dict(
+    image_size=64, width=16, d_width=16,    # a quarter of the papers' size and widths
+    patch=16,                               # of 64 px what 70 is of 256
+    nearest=True,                           # transposed convolutions left a grid
+    batch_size=4,                           # four pictures fill a processor
+    people=2000, steps=8000, lr=4e-4,       # few steps, so large ones
+)
 SMALL_CYCLEGAN = SMALL | dict(
     image_size=48, width=32, d_width=32, residual_blocks=4, steps=6000,  # small but wide paints better
-    variety=0., noise=.1, copy_steps=400)            # else G hides colours as dots, or paints negatives
+    variety=0., noise=.1,                   # else G hides as dots the colours that no sketch tells
+    copy_steps=400,                         # else G may paint negatives, which F turns back
+)
 # Minutes on a GPU, hours on two cores. Patches of 34 px are of 128 nearly what 70 are of 256.
 MEDIUM = SMALL | dict(image_size=128, d_width=32, patch=34, people=4000)
-MEDIUM_CYCLEGAN = SMALL_CYCLEGAN | dict(image_size=128, width=24, patch=34, residual_blocks=6, copy_steps=600)
+MEDIUM_CYCLEGAN = SMALL_CYCLEGAN | dict(
+    image_size=128, width=24, patch=34, residual_blocks=6, copy_steps=600)  # G and F: a file under 5 MB
 INFER_FLAGS = {
     "--backward": dict(action="store_true", help="CycleGAN: translate with F, from Y to X"),
     "--half": dict(choices=("A", "B"), help="the files are pairs A|B: take the left or the right half"),
@@ -415,7 +426,7 @@ def train_cyclegan(cfg, data, held_out, G, F, D_X, D_Y):
     nets = {"G": G, "F": F, "D_X": D_X, "D_Y": D_Y, "pool_X": pool_X, "pool_Y": pool_Y}
     run = Run(cfg, data, nets, {"G": opt_G, "D": opt_D}, HEALTH)
     shown = fixed_batch(held_out)
-    learn_to_copy(cfg, run, G, F, opt_G)
+    learn_to_copy(cfg, run, opt_G, (G, F), loss_idt)
 
     for step, (x, y) in run.batches(cfg.batch_size):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
@@ -459,25 +470,6 @@ def train_cyclegan(cfg, data, held_out, G, F, D_X, D_Y):
         if run.samples(step):
             run.sample(step, sample_grid(cfg, shown, G, F))
     return [G, F]
-
-
-def learn_to_copy(cfg, run, G, F, opt_G):
-    """Ours, before C's training, off in its recipe: G and F learn to give back pictures of X and of Y.
-
-    Else both may paint negatives, which satisfies the cycle. The weight is the cycle's, since Adam, which
-    divides by past gradients, would leap at C's objective.
-    """
-    for step, (x, y) in run.batches(2 * cfg.batch_size, until=cfg.copy_steps):
-        both = torch.cat([x, y])
-        with autocast(cfg):
-            G_same = G(both)
-            F_same = F(both)
-        L_copy = cfg.lambda_copy * (loss_idt(both, G_same) + loss_idt(both, F_same))
-        opt_G.zero_grad()
-        L_copy.backward()
-        opt_G.step()
-        if run.logs(step):
-            run.log(step, L_copy=L_copy)
 
 
 @torch.no_grad()

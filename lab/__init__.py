@@ -5,6 +5,7 @@
     toyfaces        drawn faces of which everything is known; toysets: whom each paper draws; judges read them
     labels, views, albums, chain, warp    what a paper's file leaves out: names of labels, crops by landmarks,
                     pictures of people in poses, rounds in a folder, bending one face onto another
+    copying         a phase of ours before the training of CycleGANs
     authors         published weights under our names; recognition: protocols of face recognition;
                     handover: a finished model's weights for the next training
     cli, bench      the command line, time and memory of a step; machine: what it runs on

@@ -973,8 +973,7 @@ def test_the_pair_of_a_picture_is_the_persons_next_one_in_its_pose(tiny, monkeyp
             seen.append((f.detach(), c, out.detach()))
         return out
     monkeypatch.setattr(paper.Generator, "decode", spy)
-    album, data = paper.make_data(cfg)[0], None
-    data = paper.Faces(cfg, album)
+    data = paper.Faces(cfg, paper.make_data(cfg)[0])
     data.n = 2
     x, _, y_d, y_p = data.sample(cfg.batch_size)
     assert torch.equal(y_d[::2], y_d[1::2])

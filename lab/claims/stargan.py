@@ -310,10 +310,10 @@ def ablate(cfg):
             if name.startswith("pair"):                                # as many pictures in all
                 one.steps, one.copy_steps = max(1, cfg.steps // len(OTHERS)), cfg.copy_steps // len(OTHERS)
     study = claims.Ablation(jobs)
-    for change in ATTRIBUTES["attributes"], dict(toy="both", **POOR):      # before all processes make them
-        if any(one.variety == change.get("variety", base.variety) for one in jobs.values()):
-            world = dataclasses.replace(base, **change)
-            judges_of(world, stargan.make_data(world, test=True))
+    for wild, one in {one.toy == "attributes": one for one in jobs.values()}.items():
+        world = dataclasses.replace(base, toy="attributes" if wild else "both", studio=one.studio,
+                                    variety=one.variety)
+        judges_of(world, stargan.make_data(world, test=True))             # before the processes all make them
     study.run(ablation_run, cfg.device)
     for part in parts:
         globals()[f"claim_{part}"](study)

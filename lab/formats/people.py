@@ -192,23 +192,24 @@ def official_pairs(paths, poses, root, kind):
     protocol = next(filter(Path.is_dir, homes), None)
     if protocol is None or "frontal" not in poses:
         return None
-    place, rows, whole = {name_of(path): k for k, path in enumerate(paths)}, [], {}
+    place, rows = {name_of(path): k for k, path in enumerate(paths)}, []
     try:
         lists = [numbered(protocol / f"Pair_list_{letter}.txt") for letter in ("F", kind[1])]
         for fold, folder in enumerate(sorted((protocol / "Split" / kind).glob("[0-9]*"))):
+            here, enough = [], True
             for same in (True, False):
                 lines = text_of(folder / f"{'same' if same else 'diff'}.txt").split()
                 named = [[table[int(i)] for table, i in zip(lists, line.split(","), strict=True)]
                          for line in lines]
                 found = [(place[a], place[b], same, fold) for a, b in named if a in place and b in place]
-                rows += found
-                whole[fold] = whole.get(fold, True) and len(found) >= .9 * len(named)
+                here += found
+                enough = enough and len(found) >= .9 * len(named)
+            rows += here if enough else []
     except (OSError, ValueError, KeyError) as error:
         why = str(error).splitlines()[0]
         raise UserError(f"{protocol}: not as CFP distributes it ({why}); expected Pair_list_F.txt, "
                         "Pair_list_P.txt, Split/FF/01/same.txt; or leave Protocol/ out: pairs are then drawn "
                         "by its rule") from None
-    rows = [row for row in rows if whole[row[3]]]
     several = len({fold for *_, fold in rows}) > 1
     return [torch.tensor(column) for column in zip(*rows, strict=True)] if several else None
 
