@@ -15,7 +15,7 @@ from lab.images import draw_points, grid, write_gif
 from lab.run import autocast
 
 WEIGHTS = Path(__file__).parent.parent / "notebooks" / "weights"
-MOST = 5 * 2 ** 20                                                     # bytes of a file of weights
+MOST = 10 * 2 ** 20                                                    # bytes of a file of weights
 OTHERS = 4000                                                          # a seed that no training uses
 
 
