@@ -759,6 +759,28 @@ def test_evaluate_of_a_copy_is_as_bad_as_copying(tiny, monkeypatch):
     assert {"Blond_Hair", "Young"} <= rows.keys() and (Path(tiny.run) / "evaluation.json").exists()
 
 
+def test_several_attributes_at_a_time_are_those_of_table_2():
+    names = ("Black_Hair", "Blond_Hair", "Beard", "Young")
+    label = torch.tensor([[1., 0, 0, 1], [0, 1, 1, 0], [0, 0, 1, 1]])  # the third has grey hair
+    columns = {name: (wanted.tolist(), changed.tolist())
+               for name, wanted, changed in claims.several(label, names)}
+    assert list(columns) == ["hair + Beard", "hair + Young", "Beard + Young", "hair + Beard + Young"]
+    assert columns["hair + Beard"] == ([[0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1]], [True, True, False])
+    assert columns["Beard + Young"] == ([[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 0, 0]], [True] * 3)
+    assert claims.several(label[:, 2:3], names[2:3]) == []
+
+
+def test_what_is_asked_together_errs_if_any_of_it_is_not_read():
+    names = ("Black_Hair", "Blond_Hair", "Beard", "Young")
+    label, wanted = torch.tensor([[1., 0, 0, 1]] * 4), torch.tensor([[0., 1, 1, 1]] * 4)
+    shown = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 1], [1, 1, 1, 1], [0, 1, 1, 0]])
+    found = claims.read((lambda y: 2. * shown - 1, names, 0.), torch.zeros(4), label, wanted, names, False)
+    assert found["error"].tolist() == [0, 1, 0, 0]                     # an old colour left is no new one missed
+    assert found["others"].tolist() == [0, 0, 0, 1]
+    found = claims.read((lambda y: 2. * shown - 1, names, 0.), torch.zeros(4), label, 1 - label, names, False)
+    assert "others" not in found
+
+
 def test_measure_with_the_wrong_mask_flips_the_mask_and_nothing_else(tiny):
     data, seen = star.make_data(dataclasses.replace(tiny, toy="both"), test=True), []
     jury = (
