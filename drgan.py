@@ -474,7 +474,7 @@ def train(cfg):
         opt_G.zero_grad()
         L_G.backward()
         opt_G.step()
-        follow(G_mean, G, cfg.average)
+        follow(G_mean, G, cfg.average, step)
         losses |= logged(pose_G=L_pose_G, G=L_G)
 
         if run.logs(step):
@@ -491,6 +491,9 @@ def pretrain(cfg, run, data, G, G_mean, D, classifier, opt_G, opt_D, balance):
     Ours: D learns who and which pose in these steps, too. Otherwise the encoder would forget again, with a
     teacher who knows nothing yet. And with lambda_pair G draws each person's next picture of the batch, in
     its pose. pretrain = 1 trains nothing else, also when --steps grows.
+
+    The papers' training begins with a new Adam for G. The old one has seen small gradients only; it would
+    leap, and the drawings would be lost within twenty steps.
     """
     data.n = max(2, data.n) if cfg.lambda_pair else data.n             # of each person, one after another
     until = cfg.steps if cfg.pretrain == 1 else balance.pretrain_steps.item()
@@ -498,7 +501,7 @@ def pretrain(cfg, run, data, G, G_mean, D, classifier, opt_G, opt_D, balance):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
         with autocast(cfg):
             f, _ = G.encode(x_seen)
-            _, d_real, p_real = D(x)
+            _, d_real, p_real = D(add_noise(x, cfg.d_noise))
         L_softmax, L_pair = loss_softmax(classifier(f), y_d), 0.                             # [softmax]
         if cfg.lambda_pair:
             x_next, c = (t.unflatten(0, (-1, data.n)).roll(1, 1).flatten(0, 1) for t in (x, y_p))
@@ -510,7 +513,7 @@ def pretrain(cfg, run, data, G, G_mean, D, classifier, opt_G, opt_D, balance):
         opt_G.zero_grad()
         L_G.backward()
         opt_G.step()
-        follow(G_mean, G, cfg.average)
+        follow(G_mean, G, cfg.average, step)
         L_id_D = loss_id_D(d_real, y_d)                                                      # [id_D]
         L_pose_D = loss_pose_D(p_real, y_p)                                                  # [pos_D]
         L_D = cfg.lambda_id * L_id_D + cfg.lambda_pose * L_pose_D
@@ -520,14 +523,20 @@ def pretrain(cfg, run, data, G, G_mean, D, classifier, opt_G, opt_D, balance):
         if run.logs(step):
             losses = logged(softmax=L_softmax, pair=L_pair, id_D=L_id_D, pose_D=L_pose_D)
             run.log(step, **losses, D_pose=accuracy(p_real, y_p))
+        if step == until < cfg.steps:
+            opt_G.state.clear()
     data.n = cfg.images_per_subject
 
 
 @torch.no_grad()
-def follow(G_mean, G, decay):
-    """Ours: the weights of G_mean, and its batch norms' statistics, move a little towards G's."""
+def follow(G_mean, G, decay, step):
+    """Ours: the weights of G_mean, and its batch norms' statistics, move a little towards G's.
+
+    In the beginning by more than 1 - decay: the first weights are noise.
+    """
     if not decay:                                                      # G_mean is G
         return
+    decay = min(decay, step / (step + 9))
     for mean, now in zip(G_mean.state_dict().values(), G.state_dict().values(), strict=True):
         mean.copy_(mean.lerp(now, 1 - decay) if now.is_floating_point() else now)
 

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import os
@@ -995,7 +996,7 @@ def test_what_is_kept_is_the_running_mean_of_the_trained_G(tiny):
     for name, start in begun.state_dict().items():
         mean, now = nets["G"][name], nets["trained"][name]
         if start.is_floating_point():
-            assert torch.allclose(mean, .9 * start + .1 * now, atol=1e-5), name
+            assert torch.allclose(mean, .1 * start + .9 * now, atol=1e-5), name     # in the beginning fast
         assert torch.equal(mean, G.state_dict()[name])
     assert not torch.equal(nets["G"]["dec.fc.weight"], nets["trained"]["dec.fc.weight"])
 
@@ -1007,6 +1008,22 @@ def test_a_training_with_a_mean_and_pairs_goes_on_exactly(tiny):
         G = paper.train(dataclasses.replace(cfg, stop_after=steps))
     for a, b in zip(whole.state_dict().values(), G.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_papers_training_begins_with_a_new_adam_for_G(tiny):
+    """Else Adam leaps: its past gradients were those of the pretraining."""
+    paper.train(dataclasses.replace(tiny, pretrain=.5, lambda_pair=10., poses_seen=2, steps=4))
+    saved = load_checkpoint(Path(tiny.run) / "last.pt")["opts"]
+    taken = {name: {one["step"].item() for one in opt["state"].values()} for name, opt in saved.items()}
+    assert taken == {"G": {2.}, "D": {4.}}
+
+
+def test_the_running_mean_forgets_the_first_weights():
+    begun, G = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    mean, steps = copy.deepcopy(begun), 1000
+    for step in range(1, steps + 1):
+        paper.follow(mean, G, .999, step)
+    assert torch.allclose(mean.weight, G.weight, atol=1e-6)
 
 
 def test_confidences_differ_at_the_start(tiny):
