@@ -142,18 +142,25 @@ class Pairs:
     def sample(self, batch_size):
         """x, y, x_of_person, y_of_person: [B, 3, S, S], all of the same B people.
 
-        The last two are what [idp] compares with: the same pictures, cropped anew.
+        The last two are what [idp] compares with. y_of_person is cropped and mirrored as x is, of which the
+        sketch is drawn, and x_of_person as y. In other crops even the true sketch often looks to a recogniser
+        of toy faces like somebody else's.
         """
         who, anybody = torch.randint(len(self), (2, batch_size), generator=self.generator)
         shown = who if self.cfg.identities == "right" else anybody
-        x, y = self.view(self.X, who), self.view(self.Y, who)
-        return x, y, self.view(self.X, shown), self.view(self.Y, shown)
+        of_x, of_y = self.crops(batch_size), self.crops(batch_size)
+        return (self.view(self.X, who, of_x), self.view(self.Y, who, of_y),
+                self.view(self.X, shown, of_y), self.view(self.Y, shown, of_x))
 
-    def view(self, images, index, g=None):
-        """Pictures `index` of X or Y, each cropped and mirrored on its own: [b, 3, S, S]."""
-        g, room = g or self.generator, images.shape[-1] - self.cfg.image_size
-        top, left = torch.randint(room + 1, (2, len(index)), generator=g)
-        mirror = torch.rand(len(index), generator=g) < .5
+    def crops(self, count, g=None):
+        """Where to crop `count` pictures, drawn at random: top, left, and whether to mirror; [count] each."""
+        g, room = g or self.generator, self.X.shape[-1] - self.cfg.image_size
+        top, left = torch.randint(room + 1, (2, count), generator=g)
+        return top, left, torch.rand(count, generator=g) < .5
+
+    def view(self, images, index, crops):
+        """Pictures `index` of X or Y, see `crops`: [b, 3, S, S]."""
+        top, left, mirror = crops
         return draw_crops(images, index, top, left, self.cfg.image_size, self.cfg.device, mirror)
 
     def middle(self, images, index):
@@ -221,8 +228,8 @@ class Recogniser(nn.Module):
     """phi: faces [B, 3, S, S] in [-1, 1] -> features [B, n], of any length.
 
     VGG-Face where cfg.vgg_face names its weights; else a small recogniser of toy people of its own, which has
-    seen no sketch. Both bear shifts and mirrors, which [idp] needs: it compares with another crop. In tuning,
-    too, phi is in eval mode. load=False: the weights follow.
+    seen no sketch. Both bear shifts and mirrors. In tuning, too, phi is in eval mode. load=False: the weights
+    follow.
     """
 
     def __init__(self, cfg, load=True):
@@ -479,10 +486,10 @@ def tune_one(cfg, name, phi, data, real, other, G, g):
     optimiser, losses = torch.optim.Adam(phi.parameters(), cfg.recogniser_lr, fused=True), []
     for _ in tqdm(range(cfg.recogniser_steps), f"tuning {name}", disable=None):
         person = torch.randperm(len(data), generator=g)[:cfg.recogniser_people]
-        pictures = [data.view(real, person, g) for _ in range(2)]
+        pictures = [data.view(real, person, data.crops(len(person), g)) for _ in range(2)]
         if G is not None:
             with torch.no_grad(), autocast(cfg):
-                pictures += [G(data.view(other, person, g)) for _ in range(2)]
+                pictures += [G(data.view(other, person, data.crops(len(person), g))) for _ in range(2)]
         with autocast(cfg):
             f = phi(torch.cat(pictures))
         loss = loss_tri(f, person.repeat(len(pictures)), cfg.margin)                         # [tri]

@@ -301,8 +301,9 @@ def test_a_batch_is_of_the_same_people_cropped_apart(tiny):
     x, y, x_target, y_target = (t[:, 0, 0, 0] for t in data.sample(64))
     assert torch.equal(x, y) and torch.equal(x, x_target) and torch.equal(y, y_target)
     ramp = torch.arange(L).byte().expand(8, 3, L, L)
-    x, y, *_ = paper.Pairs(tiny, ramp, ramp).sample(32)
+    x, y, x_target, y_target = paper.Pairs(tiny, ramp, ramp).sample(32)
     assert not torch.equal(x, y)                                       # independent crops and mirroring
+    assert torch.equal(y_target, x) and torch.equal(x_target, y)       # but the target's is the drawing's
     shuffled = paper.Pairs(dataclasses.replace(tiny, identities="shuffled"), X, X)
     x, y, x_target, y_target = (t[:, 0, 0, 0] for t in shuffled.sample(64))
     assert torch.equal(x, y) and torch.equal(x_target, y_target) and (x != x_target).float().mean() > .5
