@@ -1,14 +1,16 @@
-"""What the notebooks share: pictures, an equation beside its code, and one training step looked at from
-inside.
+"""What the notebooks share: pictures, an equation beside its code, one training step looked at from inside,
+and exercises that the project's own tests check.
 
 Nothing here knows an algorithm. Everything is asked of the papers' own files.
 """
 
+import ast
 import contextlib
 import dataclasses
 import inspect
 import io
 import json
+import re
 import sys
 import tempfile
 import textwrap
@@ -19,10 +21,13 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from IPython.display import Image, Markdown, display  # noqa: E402
+from PIL import Image as Pictures  # noqa: E402
+from PIL import ImageDraw  # noqa: E402
 
-from lab import cli  # noqa: E402
+from lab import cli, demos  # noqa: E402
 from lab.cli import loss_functions, tests_of  # noqa: E402
-from lab.files import read_jsonl  # noqa: E402
+from lab.files import load_checkpoint, read_jsonl  # noqa: E402
+from lab.images import figure as empty_figure  # noqa: E402
 from lab.run import Run  # noqa: E402
 
 CACHE = str(ROOT / "runs" / "cache")
@@ -48,8 +53,6 @@ def plot(drawing):
 
 def figure(name, width=900, top=1.0):
     """A picture of notebooks/figures, or a share of it from the top."""
-    from PIL import Image as Pictures
-
     image = Pictures.open(ROOT / "notebooks" / "figures" / name).convert("RGB")
     image = image.crop((0, 0, image.width, round(top * image.height)))
     if image.width > 1400:
@@ -58,11 +61,27 @@ def figure(name, width=900, top=1.0):
 
 
 def code(function):
-    """The source of a function of the project, as it stands in its file now."""
+    """The source of a function of the project, as it stands in its file now, without its docstring."""
     function = inspect.unwrap(function)
     lines, first = inspect.getsourcelines(function)
+    text = textwrap.dedent("".join(lines))
+    body = ast.parse(text).body[0].body
+    if ast.get_docstring(ast.parse(text).body[0]) and len(body) > 1:
+        rows = text.splitlines()
+        text = "\n".join(rows[: body[0].lineno - 1] + rows[body[0].end_lineno :])
     file = Path(inspect.getsourcefile(function)).name
-    display(Markdown(f"`{file}:{first}`\n```python\n{textwrap.dedent(''.join(lines)).rstrip()}\n```"))
+    display(Markdown(f"`{file}:{first}`\n```python\n{text.rstrip()}\n```"))
+
+
+def demo(paper, name="demo.png", width=900, **changes):
+    """What the generator that comes with the repository draws: its --demo, of people never trained on."""
+    cfg = settings(paper, **changes)
+    cfg.weights = str(demos.WEIGHTS / f"{getattr(cfg, 'model', paper.__name__)}.pt")
+    with quiet():
+        demos.demo(paper, cfg)
+    show(Pictures.open(Path(cfg.run) / name), width)
+    note = load_checkpoint(cfg.weights)["note"]
+    display(Markdown(f"Trained by `{note['command']}` ({note['hardware']})."))
 
 
 @contextlib.contextmanager
@@ -83,8 +102,8 @@ def watch(paper, cfg, train=None):
     """The last step of paper.train (or of `train`): what each loss was given, what it gave, and whom it
     moves.
 
-    Returns a list of dicts: loss, shapes, value, update (the optimiser that stepped on it), moves (names of
-    networks).
+    Returns a list of dicts: loss, shapes, value, weight (in the objective), update (the optimiser that
+    stepped on it), moves (names of networks).
     """
     calls, rows, runs, backward, begin = [], [], [], torch.Tensor.backward, Run._begin
     originals = {name: f for name, f in loss_functions(paper).items() if name.startswith("loss_")}
@@ -107,7 +126,9 @@ def watch(paper, cfg, train=None):
     def looked_at(total, *args, **kwargs):
         for call in calls:
             moves = [name for name, net in runs[-1].nets.items() if moved(call["value"], net)]
-            rows.append(dict(call, value=call["value"].item(), moves=moves, update=""))
+            named = re.search(r"Weight: (\w+)", originals[call["loss"]].__doc__)
+            weight = getattr(cfg, named[1]) if named else 1.0
+            rows.append(dict(call, value=call["value"].item(), weight=weight, moves=moves, update=""))
         calls.clear()
         return backward(total, *args, **kwargs)
 
@@ -134,37 +155,50 @@ def watch(paper, cfg, train=None):
     return rows
 
 
-def equation(paper, name, rows=()):
-    """One loss: its formula, its code, and what came in and out of it in the step that `watch` looked at."""
-    code(getattr(paper, name))
+def equation(paper, name, rows=(), latex="", blind="", inside=()):
+    """One loss: formula, code (and that of the functions `inside` it), and its value in a real step.
+
+    rows: of `watch`; blind: what a network that knows nothing gives, in words.
+    """
+    if latex:
+        display(Markdown(f"$$\\displaystyle {latex}$$"))
+    for function in (getattr(paper, name), *inside):
+        code(function)
     for row in rows:
         if row["loss"] == name:
             shapes = ", ".join(" x ".join(map(str, shape)) for shape in row["shapes"]) or "networks alone"
+            weight = f", times its weight {row['weight']:g}: **{row['weight'] * row['value']:.4g}**"
+            knows = f"; a network that knows nothing: {blind}" if blind else ""
             moved = " and ".join(row["moves"]) or "nothing"
-            display(Markdown(f"given {shapes}: **{row['value']:.4f}**; moves {moved}"))
+            value = f"**{row['value']:.4f}**" + weight * (row["weight"] != 1)
+            display(Markdown(f"given {shapes}: {value}{knows}; moves {moved}"))
             break
 
 
-def routes(rows):
-    """The table loss x network: who is moved by what."""
-    nets = list(dict.fromkeys(net for row in rows for net in row["moves"]))
-    table = {}
+def objective(rows):
+    """The whole objective in numbers, and who is moved by what: a table of every loss of `watch`."""
+    nets, seen = list(dict.fromkeys(net for row in rows for net in row["moves"])), {}
     for row in rows:
-        table.setdefault(row["loss"], set()).update(row["moves"])
-    lines = ["| loss | " + " | ".join(nets) + " |", "|---|" + "---|" * len(nets)]
-    for loss, moved in table.items():
-        lines.append(f"| `{loss}` | " + " | ".join("moved" if net in moved else "" for net in nets) + " |")
+        one = seen.setdefault(row["loss"], dict(row, moves=set()))
+        one["moves"] |= set(row["moves"])
+    lines = ["| loss | value | weight | value x weight | moves |", "|---|---|---|---|---|"]
+    for loss, row in seen.items():
+        weighted, moved = row["weight"] * row["value"], ", ".join(net for net in nets if net in row["moves"])
+        lines.append(f"| `{loss}` | {row['value']:.4g} | {row['weight']:g} | {weighted:.4g} | {moved} |")
     display(Markdown("\n".join(lines)))
 
 
-def train(paper, cfg, width=900):
-    """A short training; its newest sample grid and line of the log stand below the cell, and change as it
-    goes on."""
-    grid, words = display(Markdown(""), display_id=True), display(Markdown(""), display_id=True)
+def train(paper, cfg, width=900, rows=1, curves=()):
+    """A short training: its newest grid while it goes on, then a film of one face over the steps.
+
+    rows: how many rows of the grid are of that face; curves: names of the log to draw over the steps.
+    """
+    grid, words, film = display(Markdown(""), display_id=True), display(Markdown(""), display_id=True), {}
     sample = Run.sample
 
     def live(self, step, image):
         sample(self, step, image)
+        film[step] = image
         grid.update(picture(image, width))
         line = read_jsonl(self.folder / "metrics.jsonl")[-1]
         words.update(
@@ -178,6 +212,53 @@ def train(paper, cfg, width=900):
             paper.train(dataclasses.replace(cfg, log_every=every, sample_every=every))
     finally:
         Run.sample = sample
+    if film:
+        show(strip(film, cfg.image_size, rows), width)
+    if curves:
+        plot(drawn(read_jsonl(Path(cfg.run) / "metrics.jsonl"), curves))
+
+
+def strip(film, size, rows):
+    """The first rows of every grid of a film {step: grid}, one below the other, with the steps beside."""
+    scale, first = max(1, 128 // size), next(iter(film.values()))
+    height = rows * (size + 2) * scale
+    sheet = Pictures.new("RGB", (first.width + 60, 14 + height * len(film)), "white")
+    sheet.paste(first.crop((0, 0, first.width, 14)), (60, 0))
+    for k, (step, grid) in enumerate(film.items()):
+        sheet.paste(grid.crop((0, 14, grid.width, 14 + height)), (60, 14 + k * height))
+        ImageDraw.Draw(sheet).text((2, 14 + k * height + height // 2), f"step {step}", fill="black")
+    return sheet
+
+
+def drawn(log, names):
+    """Numbers of a log over its steps, as curves."""
+    sheet = empty_figure(7, 2.2)
+    ax = sheet.add_subplot(xlabel="step")
+    for name in names:
+        known = [line for line in log if name in line]
+        ax.plot([line["step"] for line in known], [line[name] for line in known], label=name)
+    ax.set_ylim(bottom=0)
+    ax.legend(fontsize=8, frameon=False)
+    return sheet
+
+
+def dots(name, what, rows, better="left"):
+    """A report of notebooks/results as dots: one a seed, a line a row.
+
+    rows: {what a reader calls it: (name of the training, measure)}; better: "left" or "right".
+    """
+    runs = json.loads((ROOT / "notebooks" / "results" / f"{name}.json").read_text())["runs"]
+    sheet = empty_figure(7, 0.6 + 0.32 * len(rows))
+    ax = sheet.add_subplot(xlabel=f"{what} ({better} is better)")
+    for k, (run, measure) in enumerate(rows.values()):
+        values = [v[measure] for title, v in runs.items() if title.rpartition(", seed")[0] == run]
+        mean = sum(values) / len(values)
+        ax.plot(values, [-k] * len(values), "o", alpha=0.6, color="tab:blue")
+        ax.text(mean, 0.25 - k, f"{mean:.3g}", fontsize=7, ha="center")
+    ax.set_yticks([-k for k in range(len(rows))], list(rows), fontsize=8)
+    ax.set_ylim(0.6 - len(rows), 0.6)
+    ax.grid(axis="y", lw=0.3)
+    plot(sheet)
 
 
 def result(name):
@@ -191,8 +272,8 @@ def result(name):
     seeds = ", ".join(map(str, report["seeds"]))
     how = f"`{report['command']}`, seeds {seeds}, {report['hardware']}, commit {report['commit']}"
     display(Markdown("\n".join(lines) + "\n\n" + how))
-    for criterion, met in report.get("criteria", {}).items():
-        print(f"{'yes' if met else 'no ':4} {criterion}")
+    met = [f"- {'met' if met else 'missed'}: {bar}" for bar, met in report.get("criteria", {}).items()]
+    display(Markdown("Bars, set before the run:\n\n" + "\n".join(met)))
 
 
 def rows(name, measure):
@@ -212,21 +293,46 @@ def says(function):
         print(textwrap.fill(line, 100, subsequent_indent=" " * 10) if line else "")
 
 
-def yours(paper, **functions):
-    """The project's own tests of these functions, run on yours in their place."""
+class Failed:
+    """A plugin of pytest that collects what failed: {test: the last line of what it says}."""
+
+    def __init__(self):
+        self.tests = {}
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            said = [line[1:].strip() for line in str(report.longrepr).splitlines() if line.startswith("E ")]
+            self.tests[report.nodeid.rpartition("::")[2].partition("[")[0]] = said[0] if said else ""
+
+
+def failures(paper, function):
+    """The project's own tests of function.__name__, run on yours in its place: (number, {test: why}).
+
+    {"": why}: it could not be called at all.
+    """
     import pytest
 
+    name, failed = function.__name__, Failed()
+    tests, original = tests_of(name, ROOT / "tests"), getattr(paper, name)
+    setattr(paper, name, function)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            pytest.main(["-q", "-p", "no:cacheprovider", *(str(ROOT / "tests" / t) for t in tests)], [failed])
+    finally:
+        setattr(paper, name, original)
+    return len(tests), failed.tests
+
+
+def yours(paper, function=None, **functions):
+    """Checks your version of a function of the project, and says which of its properties it lacks."""
     for name, mine in functions.items():
-        original, tests = getattr(paper, name), tests_of(name, ROOT / "tests")
-        setattr(paper, name, mine)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()) as said:
-                ended = pytest.main(
-                    ["-q", "-x", "-p", "no:cacheprovider", *(str(ROOT / "tests" / test) for test in tests)]
-                )
-        finally:
-            setattr(paper, name, original)
-        print(
-            f"{name}: {len(tests)} tests "
-            + ("passed" if ended == 0 else "FAILED\n" + said.getvalue()[-1500:])
-        )
+        function = mine
+        function.__name__ = name
+    name = function.__name__
+    if "raise NotImplementedError" in inspect.getsource(function):
+        print(f"{name}: not written yet. Write it in place of the line `raise NotImplementedError`.")
+        return
+    n, failed = failures(paper, function)
+    print(f"{name}: {n} tests, " + ("all passed" if not failed else f"{len(failed)} failed:"))
+    for test, why in failed.items():
+        print(textwrap.fill(f"  - not so: {test.removeprefix('test_').replace('_', ' ')}. {why}", 100))

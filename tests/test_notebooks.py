@@ -1,5 +1,7 @@
+import importlib
 import json
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -34,3 +36,69 @@ def test_the_notebook_is_stored_whole_and_small(path):
 def test_there_is_one_for_every_paper():
     papers = {p.stem for p in FOLDER.parent.glob("*gan*.py")} | {"gannotation"}
     assert {path.stem[3:] for path in NOTEBOOKS} == papers | {"gan_to_domain_transfer"} and len(papers) == 6
+
+
+# ------------------------------------------------------------------------------------- the exercises
+
+SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.S)
+
+
+def solutions():
+    """[(paper, name of the function, its solution)] of all notebooks."""
+    found = []
+    for path in NOTEBOOKS:
+        text = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
+        found += [(path.stem[3:], re.search(r"def (\w+)", code)[1], code) for code in SOLUTION.findall(text)]
+    return found
+
+
+# What learners get wrong, as a change of the solution, and words of the test that must say so
+MISTAKES = {
+    ("stargan", "loss_gp"): [
+        (".sum()", ".mean()", "sum of scores"),
+        ("torch.rand(len(x_real), 1, 1, 1)", "torch.rand(())", "one alpha a picture"),
+        ("flatten(1).norm(dim=1)", "norm()", "one norm a picture"),
+    ],
+    ("stargan", "loss_rec"): [
+        (".abs()", ".pow(2)", "mean absolute difference"),
+        (".mean()", ".sum()", "mean absolute difference"),
+        (".abs()", "", "mean absolute difference"),
+    ],
+    ("stargan", "unified_label"): [
+        ("if len(sizes) == 1:", "if False:", "one set is the label"),
+        ("[*parts, mask]", "parts", "a mask behind"),
+        ("mask[:, d] = 1", "mask[:, 0] = 1", "a mask behind"),
+    ],
+}
+
+
+def checked(paper, name, code):
+    """{test in words: why} of the tests that this code for the function fails."""
+    sys.path.insert(0, str(FOLDER))
+    import walk
+
+    module = importlib.import_module(paper)
+    space = dict(vars(module))
+    exec(code, space)
+    tests, failed = walk.failures(module, space[name])
+    assert tests > 0
+    return {test.removeprefix("test_").replace("_", " "): why for test, why in failed.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paper, name, code", solutions(), ids=lambda v: v if len(v) < 30 else "")
+def test_a_solution_of_the_notebooks_passes_and_usual_mistakes_are_told(paper, name, code):
+    assert checked(paper, name, code) == {}
+    for right, wrong, words in MISTAKES[paper, name]:
+        assert right in code
+        failed = checked(paper, name, code.replace(right, wrong))
+        assert any(words in test for test in failed), failed
+
+
+def test_exercises_are_not_solved_and_have_a_hint():
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, 4).cells
+        for before, cell in zip(cells, cells[1:], strict=False):
+            if "walk.yours" in cell.source and "NotImplementedError" in cell.source:
+                name = re.search(r"def (\w+)", cell.source)[1]
+                assert "<summary>Hint</summary>" in before.source and f"def {name}(" in before.source

@@ -135,10 +135,10 @@ def test_loss_cls_fake_of_classes_is_softmax():
     assert star.loss_cls_fake(100 * label, label, True).item() == pytest.approx(0.0)
 
 
-def test_loss_rec_by_hand():
+def test_loss_rec_is_the_mean_absolute_difference():
     a, b = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
-    b[0, 0, 0, 0] = -2.0
-    assert star.loss_rec(a, b).item() == pytest.approx(2 / 96) and star.loss_rec(b, b) == 0
+    b[0, 0, 0, 0], b[1, 2, 3, 3] = -2.0, 1.0
+    assert star.loss_rec(a, b).item() == pytest.approx(3 / 96) and star.loss_rec(b, b) == 0
 
 
 class Add(nn.Module):
