@@ -36,7 +36,7 @@ CACHE = str(ROOT / "runs" / "cache")
 def picture(image, width=None):
     """A PIL image as one of the notebook's, small on disk."""
     file = io.BytesIO()
-    image.convert("RGB").save(file, "jpeg", quality=78)
+    image.convert("RGB").save(file, "jpeg", quality=72)
     return Image(file.getvalue(), width=width or image.width)
 
 
@@ -55,8 +55,8 @@ def figure(name, width=900, top=1.0):
     """A picture of notebooks/figures, or a share of it from the top."""
     image = Pictures.open(ROOT / "notebooks" / "figures" / name).convert("RGB")
     image = image.crop((0, 0, image.width, round(top * image.height)))
-    if image.width > 1400:
-        image = image.resize((1400, image.height * 1400 // image.width))
+    if image.width > width:
+        image = image.resize((width, image.height * width // image.width))
     show(image, width)
 
 
@@ -189,7 +189,7 @@ def objective(rows):
 
 
 def train(paper, cfg, width=900, rows=1, curves=()):
-    """A short training: its newest grid while it goes on, then a film of one face over the steps.
+    """A short training: four faces of its newest grid while it goes on, then a film of one over the steps.
 
     rows: how many rows of the grid are of that face; curves: names of the log to draw over the steps.
     """
@@ -199,7 +199,8 @@ def train(paper, cfg, width=900, rows=1, curves=()):
     def live(self, step, image):
         sample(self, step, image)
         film[step] = image
-        grid.update(picture(image, width))
+        seen = 14 + 4 * rows * (cfg.image_size + 2) * max(1, 128 // cfg.image_size)
+        grid.update(picture(image.crop((0, 0, image.width, min(image.height, seen))), width))
         line = read_jsonl(self.folder / "metrics.jsonl")[-1]
         words.update(
             Markdown(f"step {step} of {self.cfg.steps}, {line['seconds']:.0f} s, health: {line['health']}")
@@ -213,7 +214,7 @@ def train(paper, cfg, width=900, rows=1, curves=()):
     finally:
         Run.sample = sample
     if film:
-        show(strip(film, cfg.image_size, rows), width)
+        show(strip(film, cfg.image_size, rows), width * 2 // 3)
     if curves:
         plot(drawn(read_jsonl(Path(cfg.run) / "metrics.jsonl"), curves))
 
@@ -227,7 +228,7 @@ def strip(film, size, rows):
     for k, (step, grid) in enumerate(film.items()):
         sheet.paste(grid.crop((0, 14, grid.width, 14 + height)), (60, 14 + k * height))
         ImageDraw.Draw(sheet).text((2, 14 + k * height + height // 2), f"step {step}", fill="black")
-    return sheet
+    return sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3))
 
 
 def drawn(log, names):

@@ -44,11 +44,15 @@ SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.S
 
 
 def solutions():
-    """[(paper, name of the function, its solution)] of all notebooks."""
+    """[(module, name of its function, the solution)] of all notebooks."""
     found = []
     for path in NOTEBOOKS:
-        text = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
-        found += [(path.stem[3:], re.search(r"def (\w+)", code)[1], code) for code in SOLUTION.findall(text)]
+        cells = nbformat.read(path, 4).cells
+        for before, cell in zip(cells, cells[1:], strict=False):
+            for code in SOLUTION.findall(before.source):
+                module = re.search(r"walk\.yours\((\w+),", cell.source)[1]
+                name = re.search(r"def (\w+)", code)[1]
+                found.append((path.stem[3:] if module == "paper" else module, name, code))
     return found
 
 
@@ -68,6 +72,21 @@ MISTAKES = {
         ("if len(sizes) == 1:", "if False:", "one set is the label"),
         ("[*parts, mask]", "parts", "a mask behind"),
         ("mask[:, d] = 1", "mask[:, 0] = 1", "a mask behind"),
+    ],
+    ("pix2pix_cyclegan", "loss_cgan_D"): [
+        (") / 2", ")", "half the cross entropy"),
+        ("softplus(-real)", "softplus(real)", "half the cross entropy"),
+        (".mean()", ".sum()", "half the cross entropy"),
+    ],
+    ("pix2pix_cyclegan", "loss_cyc"): [
+        ("x_rec).abs", "x_rec.detach()).abs", "gradient routes of cyclegan"),
+        (".abs()", ".pow(2)", "mean absolute differences"),
+        (".abs()", "", "mean absolute differences"),
+    ],
+    ("common", "receptive_field"): [
+        ("reversed(", "list(", "what the gradient sees"),
+        ("field = 1", "field = 0", "what the gradient sees"),
+        ("(field - 1)", "field", "what the gradient sees"),
     ],
 }
 
