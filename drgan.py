@@ -93,7 +93,7 @@ class Config(Settings):
     lr: float = 2e-4                  # C
     betas: tuple = (.5, .999)         # C
     decay_from: float = 1.            # the papers: constant; below 1: from this share of the steps to 0
-    d_noise: float = 0.               # the papers: none; noise on what D sees after pretraining, linear to 0
+    d_noise: float = 0.               # the papers: none; noise on what D sees, falling to a quarter
     g_steps: int = 4                  # C: G's steps for one of D once D is near its optimum
     # ablation
     part: str = choice("all", "pose", "rotation", "fusion")    # ours: of --ablate
@@ -109,7 +109,7 @@ SMALL = dict(
     average=.999,                           # smoother drawings than any single G's
     g_steps=1,                              # with 4 steps of G for one of D drawings broke into patterns
     upsampling="nearest",                   # transposed convolutions left a checkerboard
-    d_noise=.2,                             # else 500 steps go into patterns that D refuses at once
+    d_noise=.2,                             # else D refuses all drawings at first, and draws stripes at last
 )
 # Minutes on a GPU, hours on two cores, at the papers' 96 px. G in half precision stays under 5 MiB.
 MEDIUM = SMALL | dict(image_size=96, width=.5, noise=25, steps=8500, pretrain=1 / 17)
@@ -427,7 +427,7 @@ def train(cfg):
     losses, real, fake = {}, None, None
     for step, (x, x_seen, y_d, y_p) in run.batches(cfg.batch_size):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
-        std = cfg.d_noise * (1 - step / cfg.steps)                     # bad drawings look like faces in noise
+        std = cfg.d_noise * max(.25, 1 - step / cfg.steps)             # bad drawings look like faces in noise
 
         # 1. G draws the people of the batch, in poses that have nothing to do with their pictures'. With
         #    n > 1 also each person's fused feature, appended to the others. y_f: whose each feature is.

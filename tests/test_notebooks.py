@@ -73,6 +73,18 @@ MISTAKES = {
         ("[*parts, mask]", "parts", "a mask behind"),
         ("mask[:, d] = 1", "mask[:, 0] = 1", "a mask behind"),
     ],
+    ("drgan", "fuse"): [
+        (" / w.sum(1, keepdim=True).clamp(min=1e-6)", "", "x"),
+        ("(w[..., None] * f).sum(1) /", "f.sum(1) /", "x"),
+        (".clamp(min=1e-6)", "", "x"),
+    ],
+    ("drgan", "drop_confidences"): [
+        (">= drop", "< drop", "x"), ("keep | one & nobody", "keep", "x"), ("keep | one & nobody", "keep | one", "x"),
+    ],
+    ("drgan", "loss_id_G"): [
+        ("cross_entropy(", "nll_loss(", "x"), ("(d_fake, y_d)", "(d_fake.detach(), y_d)", "x"),
+        ("(d_fake, y_d)", "(d_fake, y_d, reduction='sum')", "x"),
+    ],
     ("pix2pix_cyclegan", "loss_cgan_D"): [
         (") / 2", ")", "half the cross entropy"),
         ("softplus(-real)", "softplus(real)", "half the cross entropy"),
