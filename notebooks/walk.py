@@ -315,6 +315,9 @@ def failures(paper, function):
 
     name, failed = function.__name__, Failed()
     tests, original = tests_of(name, ROOT / "tests"), getattr(paper, name)
+    function.__doc__ = function.__doc__ or original.__doc__
+    for test in tests:                                     # imported before, it may hold the original
+        sys.modules.pop(test.partition(".py")[0], None)
     setattr(paper, name, function)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -88,6 +88,15 @@ def test_losses_of_classes_are_softmax_log_likelihoods(loss):
     assert loss(p.log() + 5, torch.tensor([0, 1])).item() == pytest.approx(minus_log(.7, .3), abs=1e-6)
 
 
+@pytest.mark.parametrize("loss", [paper.loss_id_D, paper.loss_pose_D, paper.loss_id_G, paper.loss_pose_G,
+                                  paper.loss_softmax])
+def test_the_gradient_of_losses_of_classes_is_probability_minus_label(loss):
+    p = torch.tensor([[.7, .2, .1], [.1, .3, .6]])
+    logits, label = p.log().requires_grad_(), torch.tensor([0, 1])
+    gradient, = torch.autograd.grad(loss(logits, label), logits, allow_unused=True)
+    assert gradient is not None and torch.allclose(gradient, (p - torch.eye(3)[label]) / 2, atol=1e-6)
+
+
 def test_every_class_loss_names_its_equation():
     for function, label in ((paper.loss_id_D, "id_D"), (paper.loss_pose_D, "pos_D"),
                             (paper.loss_id_G, "id_G"), (paper.loss_pose_G, "pos_G")):
@@ -132,6 +141,15 @@ def test_fuse_is_a_mean_whatever_the_scale_of_the_confidences():
     w = torch.rand(3, 5)
     assert torch.allclose(paper.fuse(f, w), paper.fuse(f, w / 2), atol=1e-4)
     assert torch.allclose(paper.fuse(f, w * torch.eye(5)[2]), f[:, 2], atol=1e-4)          # one alone
+
+
+def test_fuse_is_finite_where_no_picture_is_trusted():
+    assert paper.fuse(torch.randn(3, 5, 7), torch.zeros(3, 5)).isfinite().all()
+
+
+def test_dropout_on_confidences_keeps_one_only_where_all_would_go():
+    dropped = paper.drop_confidences(torch.ones(4000, 4), .5)
+    assert dropped.mean().item() == pytest.approx(.5 + .5 ** 4 / 4, abs=.02)
 
 
 def test_dropout_on_confidences_leaves_at_least_one():

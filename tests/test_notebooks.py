@@ -74,16 +74,19 @@ MISTAKES = {
         ("mask[:, d] = 1", "mask[:, 0] = 1", "a mask behind"),
     ],
     ("drgan", "fuse"): [
-        (" / w.sum(1, keepdim=True).clamp(min=1e-6)", "", "x"),
-        ("(w[..., None] * f).sum(1) /", "f.sum(1) /", "x"),
-        (".clamp(min=1e-6)", "", "x"),
+        (" / w.sum(1, keepdim=True).clamp(min=1e-6)", "", "whatever the scale"),
+        ("(w[..., None] * f).sum(1) /", "f.sum(1) /", "by hand"),
+        (".clamp(min=1e-6)", "", "no picture is trusted"),
     ],
     ("drgan", "drop_confidences"): [
-        (">= drop", "< drop", "x"), ("keep | one & nobody", "keep", "x"), ("keep | one & nobody", "keep | one", "x"),
+        (">= drop", "< drop", "leaves at least one"),
+        ("keep | one & nobody", "keep", "leaves at least one"),
+        ("keep | one & nobody", "keep | one", "only where all would go"),
     ],
     ("drgan", "loss_id_G"): [
-        ("cross_entropy(", "nll_loss(", "x"), ("(d_fake, y_d)", "(d_fake.detach(), y_d)", "x"),
-        ("(d_fake, y_d)", "(d_fake, y_d, reduction='sum')", "x"),
+        ("cross_entropy(", "nll_loss(", "softmax log likelihoods"),
+        ("(d_fake, y_d)\n", "(d_fake.detach(), y_d)\n", "probability minus label"),
+        ("(d_fake, y_d)\n", "(d_fake, y_d, reduction='sum')\n", "softmax log likelihoods"),
     ],
     ("pix2pix_cyclegan", "loss_cgan_D"): [
         (") / 2", ")", "half the cross entropy"),
