@@ -55,9 +55,12 @@ def figure(name, width=900, top=1.0):
     """A picture of notebooks/figures, or a share of it from the top."""
     image = Pictures.open(ROOT / "notebooks" / "figures" / name).convert("RGB")
     image = image.crop((0, 0, image.width, round(top * image.height)))
-    if image.width > width:
-        image = image.resize((width, image.height * width // image.width))
-    show(image, width)
+    show(narrow(image, width), width)
+
+
+def narrow(image, width):
+    """A picture, made smaller if it is wider than that."""
+    return image if image.width <= width else image.resize((width, image.height * width // image.width))
 
 
 def code(function):
@@ -79,7 +82,7 @@ def demo(paper, name="demo.png", width=900, **changes):
     cfg.weights = str(demos.WEIGHTS / f"{getattr(cfg, 'model', paper.__name__)}.pt")
     with quiet():
         demos.demo(paper, cfg)
-    show(Pictures.open(Path(cfg.run) / name), width)
+    show(narrow(Pictures.open(Path(cfg.run) / name), width), width)
     note = load_checkpoint(cfg.weights)["note"]
     display(Markdown(f"Trained by `{note['command']}` ({note['hardware']})."))
 
@@ -200,7 +203,7 @@ def train(paper, cfg, width=900, rows=1, curves=()):
         sample(self, step, image)
         film[step] = image
         seen = 14 + 4 * rows * (cfg.image_size + 2) * max(1, 128 // cfg.image_size)
-        grid.update(picture(image.crop((0, 0, image.width, min(image.height, seen))), width))
+        grid.update(picture(narrow(image.crop((0, 0, image.width, min(image.height, seen))), width), width))
         line = read_jsonl(self.folder / "metrics.jsonl")[-1]
         words.update(
             Markdown(f"step {step} of {self.cfg.steps}, {line['seconds']:.0f} s, health: {line['health']}")
@@ -214,7 +217,8 @@ def train(paper, cfg, width=900, rows=1, curves=()):
     finally:
         Run.sample = sample
     if film:
-        show(strip(film, cfg.image_size, rows), width * 2 // 3)
+        some = dict(list(film.items())[:: max(1, len(film) // 5)])
+        show(strip(some, cfg.image_size, rows), width * 2 // 3)
     if curves:
         plot(drawn(read_jsonl(Path(cfg.run) / "metrics.jsonl"), curves))
 

@@ -73,6 +73,32 @@ MISTAKES = {
         ("[*parts, mask]", "parts", "a mask behind"),
         ("mask[:, d] = 1", "mask[:, 0] = 1", "a mask behind"),
     ],
+    ("gannotation", "loss_triple"): [
+        ("(I_via - I_direct)", "(I_via - I_direct.detach())", "reaches both"),
+        (".abs()", ".pow(2)", "compares two routes"),
+        (".mean()", ".sum()", "compares two routes"),
+    ],
+    ("gannotation", "loss_tv"): [
+        (" / len(I_hat)", "", "by hand"),
+        ("(dy ** 2)", "dy.abs()", "by hand"),
+        (" + (dx ** 2).sum()", "", "by hand"),
+    ],
+    ("pairedcyclegan", "loss_S"): [
+        (".abs()", ".pow(2)", "by hand"),
+        (".abs()", "", "by hand"),
+        ("(y_back - y)", "(y_back.detach() - y)", "reaches what came back"),
+    ],
+    ("pairedcyclegan", "loss_P_D"): [
+        ("torch.cat([fake, other])", "fake", "the result for false"),
+        ("softplus(-real)", "softplus(real)", "takes W for real"),
+        (".mean()", ".sum()", "takes W for real"),
+    ],
+    ("iacyclegan", "loss_idp"): [
+        ("f.detach()", "f", "x"), ("unit(f_fake, dim=1)", "f_fake", "x"), (".sum(1).mean()", ".mean()", "x"),
+    ],
+    ("iacyclegan", "loss_tri"): [
+        (" and k != a", "", "x"), ("+ margin", "", "x"), ("max(1, len(losses))", "len(who)", "x"),
+    ],
     ("drgan", "fuse"): [
         (" / w.sum(1, keepdim=True).clamp(min=1e-6)", "", "whatever the scale"),
         ("(w[..., None] * f).sum(1) /", "f.sum(1) /", "by hand"),

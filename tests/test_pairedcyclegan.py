@@ -140,6 +140,12 @@ def test_noise_is_the_same_on_both_sides_of_each_comparison(tiny, monkeypatch):
     assert x_back_2 is x_back and y_back_2 is y_back
 
 
+def test_loss_S_reaches_what_came_back():
+    y, y_back = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4, requires_grad=True)
+    gradient, = torch.autograd.grad(paper.loss_S(y, y_back) + 0 * y_back.sum(), y_back)
+    assert torch.allclose(gradient, torch.full_like(gradient, 1 / 96))
+
+
 def test_loss_I_and_loss_S_and_loss_R_by_hand():
     assert paper.loss_I(flat(.5), flat(.25)).item() == pytest.approx(.25)
     assert paper.loss_S(flat(1.), flat(.5)).item() == pytest.approx(.5)
