@@ -58,6 +58,11 @@ def solutions():
 
 # What learners get wrong, as a change of the solution, and words of the test that must say so
 MISTAKES = {
+    ("common", "vanilla_G"): [
+        ("(-fake)", "(fake)", "binary cross entropy"),
+        (".mean()", ".sum()", "binary cross entropy"),
+        ("softplus(-fake)", "relu(-fake)", "binary cross entropy"),
+    ],
     ("stargan", "loss_gp"): [
         (".sum()", ".mean()", "sum of scores"),
         ("torch.rand(len(x_real), 1, 1, 1)", "torch.rand(())", "one alpha a picture"),
