@@ -220,7 +220,7 @@ def train(paper, cfg, width=900, rows=1, curves=()):
         some = dict(list(film.items())[:: max(1, len(film) // 5)])
         show(strip(some, cfg.image_size, rows), width * 2 // 3)
     if curves:
-        plot(drawn(read_jsonl(Path(cfg.run) / "metrics.jsonl"), curves))
+        plot(drawn(read_jsonl(next(Path(cfg.run).rglob("metrics.jsonl"))), curves))
 
 
 def strip(film, size, rows):

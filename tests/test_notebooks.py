@@ -99,10 +99,14 @@ MISTAKES = {
         (".mean()", ".sum()", "takes W for real"),
     ],
     ("iacyclegan", "loss_idp"): [
-        ("f.detach()", "f", "x"), ("unit(f_fake, dim=1)", "f_fake", "x"), (".sum(1).mean()", ".mean()", "x"),
+        ("f.detach()", "f", "reaches the fake alone"),
+        ("unit(f_fake, dim=1)", "f_fake", "two minus two cosines"),
+        (".sum(1).mean()", ".mean()", "two minus two cosines"),
     ],
     ("iacyclegan", "loss_tri"): [
-        (" and k != a", "", "x"), ("+ margin", "", "x"), ("max(1, len(losses))", "len(who)", "x"),
+        (" and k != a", "", "by hand"),
+        ("+ margin", "", "does not run together"),
+        ("max(1, len(losses))", "len(who)", "by hand"),
     ],
     ("drgan", "fuse"): [
         (" / w.sum(1, keepdim=True).clamp(min=1e-6)", "", "whatever the scale"),
