@@ -488,12 +488,9 @@ def train(cfg):
 def pretrain(cfg, run, data, G, G_mean, D, classifier, opt_G, opt_D, balance):
     """Authors' code, before the papers' training and no part of it: the encoder as a plain classifier.
 
-    Ours: D learns who and which pose in these steps, too. Otherwise the encoder would forget again, with a
-    teacher who knows nothing yet. And with lambda_pair G draws each person's next picture of the batch, in
-    its pose. pretrain = 1 trains nothing else, also when --steps grows.
-
-    The papers' training begins with a new Adam for G. The old one has seen small gradients only; it would
-    leap, and the drawings would be lost within twenty steps.
+    Ours: D learns who and which pose, too, or the encoder would forget again, with a teacher who knows
+    nothing. With lambda_pair G draws each person's next picture of the batch, in its pose. Then Adam begins
+    anew for G: used to small gradients, it would leap and lose the drawings. pretrain = 1: nothing else.
     """
     data.n = max(2, data.n) if cfg.lambda_pair else data.n             # of each person, one after another
     until = cfg.steps if cfg.pretrain == 1 else balance.pretrain_steps.item()
@@ -530,13 +527,10 @@ def pretrain(cfg, run, data, G, G_mean, D, classifier, opt_G, opt_D, balance):
 
 @torch.no_grad()
 def follow(G_mean, G, decay, step):
-    """Ours: the weights of G_mean, and its batch norms' statistics, move a little towards G's.
-
-    In the beginning by more than 1 - decay: the first weights are noise.
-    """
+    """Ours: the weights of G_mean, and its batch norms' statistics, move a little towards G's."""
     if not decay:                                                      # G_mean is G
         return
-    decay = min(decay, step / (step + 9))
+    decay = min(decay, step / (step + 9))                              # faster at first: these are noise
     for mean, now in zip(G_mean.state_dict().values(), G.state_dict().values(), strict=True):
         mean.copy_(mean.lerp(now, 1 - decay) if now.is_floating_point() else now)
 
@@ -657,10 +651,10 @@ def load(cfg):
 
 @torch.no_grad()
 def infer(cfg, files, pose, to, out):
-    """FILE...: pictures of one person. Writes <first>.png, every pose, and <first>.gif, the head turning.
+    """FILE...: pictures of one person. Writes <first>.png, every pose, <first>.gif, the head turning, and
+    <first>_between.png: codes between the poses, and below the noise z from one end to the other.
 
-    Several pictures are fused; each one's confidence is printed. --to: pictures of another person; one row
-    for each of seven steps between the two features, and <first>_to_<second>.gif.
+    Several are fused, each one's confidence is printed. --to: of another person; seven steps between the two.
     """
     photos, others = ({file: open_image(file) for file in group} for group in (files, to or []))
     G, about = load(cfg)
@@ -684,7 +678,9 @@ def infer(cfg, files, pose, to, out):
     frames = y[:, front] if to else y[-1]                              # the steps, or the last row's poses
     frames = [grid([frame[None]], None, 2 * scale) for frame in frames]
     write_gif(frames + frames[-2:0:-1], path.with_suffix(".gif"), 160)     # there and back
-    print(path, path.with_suffix(".gif"), sep="\n")
+    between = albums.between(G.decode, fused, G.n_poses, cfg.noise)
+    grid(between, None, scale).save(path.with_name(f"{name}_between.png"))
+    print(path, path.with_suffix(".gif"), path.with_name(f"{name}_between.png"), sep="\n")
 
 
 def encode(cfg, G, photos):

@@ -172,3 +172,19 @@ def degrade(x, blur, cover):
     radius = cover[:, 2, None, None]
     disc = ((radius - (across ** 2 + down ** 2).sqrt()) * S + .5).clamp(0, 1) * (radius > 0)
     return y * (1 - disc)[:, None]
+
+
+def between(decode, f, n_poses, noise):
+    """What a decoder makes of one feature f [1, n_f] between codes, and between noises: columns of a sheet.
+
+    decode(f, c, z), as DR-GAN's. Above, the code goes from pose to pose by halves; below, in the middle pose,
+    z goes from one random end to the opposite one. 2 n_poses - 1 columns [2, 3, S, S].
+    """
+    n = 2 * n_poses - 1
+    place = torch.linspace(0, n_poses - 1, n)
+    z = torch.rand(noise, generator=torch.Generator().manual_seed(1))
+    codes = (1 - (place[:, None] - torch.arange(n_poses)).abs()).clamp(min=0)      # a half: .5 of either
+    front, z = codes[n // 2].expand(n, -1), (2 * z - 1).expand(n, -1)
+    ends = z * torch.linspace(1, -1, n)[:, None]
+    drawn = decode(f.expand(2 * n, -1), *(torch.cat(v).to(f.device) for v in ((codes, front), (z, ends))))
+    return list(drawn.unflatten(0, (2, n)).unbind(1))

@@ -916,6 +916,21 @@ def test_train_and_evaluate_on_cfp(tiny, tmp_path):
             "4 pictures a person"} <= set(rows)
 
 
+def test_between_poses_the_code_is_half_of_either_and_z_goes_from_end_to_end():
+    seen = []
+
+    def decode(f, c, z):
+        seen.append((f, c, z))
+        return f[:, :, None, None].expand(-1, 3, 4, 4)
+
+    columns = albums.between(decode, torch.ones(1, 1), 3, 5)
+    (f, c, z), = seen
+    assert c[:5].tolist() == [[1, 0, 0], [.5, .5, 0], [0, 1, 0], [0, .5, .5], [0, 0, 1]]
+    assert torch.equal(c[5:], c[2].expand(5, -1)) and torch.equal(z[:5], z[:1].expand(5, -1))
+    assert torch.equal(z[5], -z[9]) and z[7].abs().max() < 1e-6 and torch.equal(z[5], z[0])
+    assert len(columns) == 5 and columns[0].shape == (2, 3, 4, 4)
+
+
 def test_infer(tiny, tmp_path, capsys, monkeypatch):
     G = Painter(.8, .2)
     G.multi = True
@@ -925,6 +940,7 @@ def test_infer(tiny, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.count("50 x 60, central square, confidence 1.") == 2
     with Image.open(tmp_path / "out/a.gif") as gif:
         assert gif.n_frames == 16                                      # there and back
+    assert Image.open(tmp_path / "out/a_between.png").size == (17 * 34 * 3, 2 * 34 * 3)
     sheet = Image.open(tmp_path / "out/a.png")                         # a, b, fused; input and nine poses
     assert sheet.size == (10 * 34 * 3, 3 * 34 * 3 + 14)
     paper.infer(tiny, [a], ["0", "-30"], [b, c], str(tmp_path / "out"))
