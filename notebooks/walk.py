@@ -281,23 +281,6 @@ def result(name):
     display(Markdown("Bars, set before the run:\n\n" + "\n".join(met)))
 
 
-def rows(name, measure):
-    """One measure of every row of a report of notebooks/results, mean and spread over its seeds."""
-    found = json.loads((ROOT / "notebooks" / "results" / f"{name}.json").read_text())["rows"]
-    lines = [f"| row | {measure} |", "|---|---|"]
-    for row in found:
-        if row.endswith(", mean") and measure in found[row]:
-            std = found[row.removesuffix("mean") + "std"][measure]
-            lines.append(f"| {row.removesuffix(', mean')} | {found[row][measure]:.4f} ± {std:.4f} |")
-    display(Markdown("\n".join(lines)))
-
-
-def says(function):
-    """The docstring of a function, in lines that fit the page."""
-    for line in inspect.getdoc(function).replace("\n" + 10 * " ", " ").splitlines():
-        print(textwrap.fill(line, 100, subsequent_indent=" " * 10) if line else "")
-
-
 class Failed:
     """A plugin of pytest that collects what failed: {test: the last line of what it says}."""
 
@@ -331,11 +314,8 @@ def failures(paper, function):
     return len(tests), failed.tests
 
 
-def yours(paper, function=None, **functions):
+def yours(paper, function):
     """Checks your version of a function of the project, and says which of its properties it lacks."""
-    for name, mine in functions.items():
-        function = mine
-        function.__name__ = name
     name = function.__name__
     if "raise NotImplementedError" in inspect.getsource(function):
         print(f"{name}: not written yet. Write it in place of the line `raise NotImplementedError`.")
