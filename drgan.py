@@ -109,7 +109,7 @@ SMALL = dict(
     average=.999,                           # smoother drawings than any single G's
     g_steps=1,                              # with 4 steps of G for one of D drawings broke into patterns
     upsampling="nearest",                   # transposed convolutions left a checkerboard
-    d_noise=.2,                             # else D refuses all drawings at first, and draws stripes at last
+    d_noise=.2,                             # else 500 steps go into patterns that D refuses at once
 )
 # Minutes on a GPU, hours on two cores, at the papers' 96 px. G in half precision stays under 5 MiB.
 MEDIUM = SMALL | dict(image_size=96, width=.5, noise=25, steps=8500, pretrain=1 / 17)
