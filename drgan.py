@@ -530,7 +530,7 @@ def follow(G_mean, G, decay, step):
     """Ours: the weights of G_mean, and its batch norms' statistics, move a little towards G's."""
     if not decay:                                                      # G_mean is G
         return
-    decay = min(decay, step / (step + 9))                              # faster at first: these are noise
+    decay = min(decay, step / (step + 9))                              # at first faster: the start is random
     for mean, now in zip(G_mean.state_dict().values(), G.state_dict().values(), strict=True):
         mean.copy_(mean.lerp(now, 1 - decay) if now.is_floating_point() else now)
 
@@ -654,7 +654,7 @@ def infer(cfg, files, pose, to, out):
     """FILE...: pictures of one person. Writes <first>.png, every pose, <first>.gif, the head turning, and
     <first>_between.png: codes between the poses, and below the noise z from one end to the other.
 
-    Several are fused, each one's confidence is printed. --to: of another person; seven steps between the two.
+    Several pictures are fused, each one's confidence is printed. --to: in seven steps to another person.
     """
     photos, others = ({file: open_image(file) for file in group} for group in (files, to or []))
     G, about = load(cfg)

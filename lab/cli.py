@@ -282,11 +282,16 @@ def explain(paper):
     return "\n".join(out)
 
 
-def weight_of(paper, doc):
-    """The line about the weight that a docstring names as 'Weight: field'; [] if it names none."""
+def weight_field(doc):
+    """The field of Config that a docstring names as 'Weight: field', or None."""
     weight = re.search(r"Weight: (\w+)", doc)
-    if not weight:
+    return weight and weight.group(1)
+
+
+def weight_of(paper, doc):
+    """The line about the weight that a docstring names; [] if it names none."""
+    field = weight_field(doc)
+    if not field:
         return []
-    field = weight.group(1)
     value, source = getattr(paper.Config(), field), sources(paper.Config).get(field, "no source")
     return [f"    weight {field} = {value} ({source}); small recipe {paper.SMALL.get(field, value)}"]

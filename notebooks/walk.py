@@ -10,7 +10,6 @@ import dataclasses
 import inspect
 import io
 import json
-import re
 import sys
 import tempfile
 import textwrap
@@ -25,7 +24,7 @@ from PIL import Image as Pictures  # noqa: E402
 from PIL import ImageDraw  # noqa: E402
 
 from lab import cli, demos  # noqa: E402
-from lab.cli import loss_functions, tests_of  # noqa: E402
+from lab.cli import loss_functions, tests_of, weight_field  # noqa: E402
 from lab.files import load_checkpoint, read_jsonl  # noqa: E402
 from lab.images import figure as empty_figure  # noqa: E402
 from lab.run import Run  # noqa: E402
@@ -129,8 +128,8 @@ def watch(paper, cfg, train=None):
     def looked_at(total, *args, **kwargs):
         for call in calls:
             moves = [name for name, net in runs[-1].nets.items() if moved(call["value"], net)]
-            named = re.search(r"Weight: (\w+)", originals[call["loss"]].__doc__)
-            weight = getattr(cfg, named[1]) if named else 1.0
+            field = weight_field(originals[call["loss"]].__doc__)
+            weight = getattr(cfg, field) if field else 1.0
             rows.append(dict(call, value=call["value"].item(), weight=weight, moves=moves, update=""))
         calls.clear()
         return backward(total, *args, **kwargs)
@@ -282,7 +281,7 @@ def result(name):
 
 
 class Failed:
-    """A plugin of pytest that collects what failed: {test: the last line of what it says}."""
+    """A plugin of pytest that collects what failed: {test: the first line of its error}."""
 
     def __init__(self):
         self.tests = {}
@@ -296,7 +295,7 @@ class Failed:
 def failures(paper, function):
     """The project's own tests of function.__name__, run on yours in its place: (number, {test: why}).
 
-    {"": why}: it could not be called at all.
+    {"": why}: the tests did not run.
     """
     import pytest
 
@@ -308,9 +307,12 @@ def failures(paper, function):
     setattr(paper, name, function)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            pytest.main(["-q", "-p", "no:cacheprovider", *(str(ROOT / "tests" / t) for t in tests)], [failed])
+            wanted = [str(ROOT / "tests" / test) for test in tests]
+            ended = pytest.main(["-q", "-p", "no:cacheprovider", *wanted], [failed])
     finally:
         setattr(paper, name, original)
+    if ended and not failed.tests:                         # nothing was collected, say
+        failed.tests[""] = f"the tests did not run: {ended!r}"
     return len(tests), failed.tests
 
 
