@@ -114,10 +114,10 @@ SMALL = dict(
 )
 # Minutes on a GPU, hours on two cores. All of it is ours.
 MEDIUM = dict(
-    image_size=128, width=32, d_widths=(32, 64, 128, 256, 256),            # G in half precision: under 5 MB
+    image_size=128, width=48, d_widths=(32, 64, 128, 256, 256),
     batch_size=16, people=1500, frames=10, pose=.6,                        # drawn in seconds on a GPU
     lambda_pix=100., lambda_adv=.1, lambda_self=30., perceptual="recogniser",       # as SMALL
-    steps=4000, lr=5e-4, warm_up=.5, decay_from=.8,         # few steps, so large ones; consistency half-way
+    steps=4500, lr=5e-4, warm_up=.5, decay_from=.8,         # few steps, so large ones; consistency half-way
 )
 INFER_FLAGS = {
     "--drive": dict(default="sweep", metavar="FILE",

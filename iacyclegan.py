@@ -112,7 +112,7 @@ SMALL = dict(
     recogniser_steps=300,                   # the triplet loss has settled by then
 )
 # Minutes on a GPU, hours on two cores. All of it is ours.
-MEDIUM = SMALL | dict(image_size=128, width=24, residual_blocks=6, copy_steps=600, steps=5000, lr=3e-4)
+MEDIUM = SMALL | dict(image_size=128, residual_blocks=6, copy_steps=600, batch_size=8, steps=3000, lr=3e-4)
 INFER_FLAGS = {
     "--backward": dict(action="store_true", help="the files are sketches: draw photos"),
     "--which": dict(type=int, default=None, metavar="N", help="generators of this round; default: the last"),

@@ -108,7 +108,7 @@ SMALL = dict(
     lambda_R=1., noise=.1,                  # else G tints the whole picture and F takes the tint off
 )
 # Minutes on a GPU, hours on two cores. All of it is ours.
-MEDIUM = SMALL | dict(image_size=128, width=32, d_width=32, batch_size=4, people=1500, steps=3000)
+MEDIUM = SMALL | dict(image_size=128, width=32, d_width=32, batch_size=4, people=1500, steps=3500)
 INFER_FLAGS = {
     "--reference": dict(nargs="+", default=[], metavar="FILE", help="faces whose make-up is wanted"),
     "--remove": dict(action="store_true", help="take the make-up off instead"),

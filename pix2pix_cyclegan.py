@@ -121,7 +121,7 @@ SMALL_CYCLEGAN = SMALL | dict(
 # Minutes on a GPU, hours on two cores. Patches of 34 px are of 128 nearly what 70 are of 256.
 MEDIUM = SMALL | dict(image_size=128, d_width=32, patch=34, people=4000)
 MEDIUM_CYCLEGAN = SMALL_CYCLEGAN | dict(
-    image_size=128, width=24, patch=34, residual_blocks=6, copy_steps=600)  # G and F: a file under 5 MB
+    image_size=128, patch=34, residual_blocks=6, copy_steps=600, batch_size=8)
 INFER_FLAGS = {
     "--backward": dict(action="store_true", help="CycleGAN: translate with F, from Y to X"),
     "--half": dict(choices=("A", "B"), help="the files are pairs A|B: take the left or the right half"),

@@ -1,5 +1,6 @@
 """What papers claim, measured: reports of an evaluation, ablations over seeds, their tables and plots."""
 import functools
+import math
 import os
 import shutil
 import sys
@@ -88,15 +89,15 @@ def branch(trunk, cfg):
 def in_parallel(function, jobs, device):
     """[function(job) for job in jobs], in processes of one thread.
 
-    On a CPU one for each core. On a GPU one for each two cores, as long as 8 GiB of its memory are free for
-    each: small networks leave it waiting for the processor most of the time.
+    On a CPU one for each core. On a GPU too, as long as 4 GiB of its memory are free for each: small networks
+    leave it waiting for the processor most of the time. Fewer where they would take as many turns.
     """
     workers = torch.multiprocessing.cpu_count()
     if device != "cpu":
-        workers = min(workers // 2, torch.cuda.mem_get_info(device)[0] // 2 ** 33)
-    workers = min(len(jobs), workers)
-    if workers < 2:
+        workers = max(1, min(workers, torch.cuda.mem_get_info(device)[0] // 2 ** 32))
+    if min(workers, len(jobs)) < 2:
         return [function(job) for job in jobs]
+    workers = math.ceil(len(jobs) / math.ceil(len(jobs) / workers))
     quiet, spawn = not sys.stderr.isatty(), torch.multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, _alone_on_a_core) as pool:
         try:
