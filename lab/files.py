@@ -12,11 +12,16 @@ import torch
 from lab import UserError
 
 
+def beside(path):
+    """Where a file is written before it gets its name: another process may be writing the same one."""
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
 def write_text(path, text):
     """Written beside and renamed: whatever happens, the file is the old or the new one, whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
+    partial = beside(path)
     partial.write_text(text)
     os.replace(partial, path)
 
@@ -51,7 +56,7 @@ def save_checkpoint(content, path):
     """Written beside and renamed: whatever happens, `path` is the old or the new one, whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
+    partial = beside(path)
     try:
         torch.save(content, partial)
         os.replace(partial, path)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from common import heatmaps
 from lab import UserError
+from lab.files import beside
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -120,7 +121,7 @@ def cached(cfg, key, shape, fill):
     path = Path(cfg.cache) / (hashlib.sha256(repr((key, shape)).encode()).hexdigest()[:20] + ".npy")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+        partial = beside(path)
         try:
             array = _reserved(partial, shape)
             fill(array)

@@ -124,16 +124,16 @@ class Run:
         self.folder, self.step, self.elapsed, self.begun = Path(cfg.run), 0, 0., None
         self.stop_signal, self.word, self.bar = None, "", None
         self.files = fingerprint(data_folders(cfg))
-        # when last.pt was written; how long it took
-        self.saved, self.saving = -math.inf, 0.
+        self.saved, self.saving = -math.inf, 0.                        # last.pt: when, how long it took
         self.open()
 
     def open(self):
         """Continue what is in the folder, or begin."""
         cfg, last = self.cfg, self.folder / "last.pt"
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
-        for name in ("last.pt", "config.json", "metrics.jsonl"):       # what a kill left
-            (self.folder / f"{name}.part").unlink(missing_ok=True)
+        ours = ("last.pt", "config.json", "metrics.jsonl")
+        for part in (part for name in ours for part in self.folder.glob(f"{name}.*part")):
+            part.unlink(missing_ok=True)                               # what a kill left
         if last.exists() and not cfg.fresh:
             self._resume(last)
         else:
