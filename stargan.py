@@ -106,9 +106,9 @@ SMALL = dict(
 )
 # Minutes on a GPU, hours on two cores. All of it is ours.
 MEDIUM = dict(
-    image_size=128, width=32, d_width=32,
+    image_size=128, width=32, d_width=32, decay_from=.25,
     copy_steps=2000,                        # the more pixels, the longer it takes to learn copying
-    people=10_000, variety=0., batch_size=8, n_critic=2, steps=14_000, lr=5e-4, lambda_rec=30.,    # as SMALL
+    people=10_000, variety=0., batch_size=8, n_critic=2, steps=14_000, lr=5e-4, lambda_rec=30.,
 )
 INFER_FLAGS = {
     "--target": dict(action="append", default=None, metavar="LABEL",

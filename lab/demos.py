@@ -139,4 +139,7 @@ def pairedcyclegan(paper, cfg):
 def pix2pix_cyclegan(paper, cfg):
     """Translations beside the truth; CycleGAN's both ways, and back."""
     nets = paper.load(cfg)
-    return {"demo.png": paper.sample_grid(cfg, paper.fixed_batch(paper.make_data(cfg, test=True)), *nets)}
+    faces = toysets.portraits(cfg, 8, paper.TEST_SEED)
+    X, Y = (toyfaces.images(cfg, faces, cfg.image_size, paint) for paint in toysets.painters(cfg))
+    data = paper.Pictures(cfg, X, Y, True, faces)
+    return {"demo.png": paper.sample_grid(cfg, paper.fixed_batch(data), *nets)}
