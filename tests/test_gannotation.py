@@ -13,7 +13,7 @@ import gannotation as gan
 from common import heatmaps
 from conftest import blind_judges, in_turn
 from gannotation import Config, Generator
-from lab import UserError, authors, judges, toyfaces, toysets
+from lab import UserError, authors, demos, judges, toyfaces, toysets
 from lab.claims import gannotation as claims
 from lab.cli import sources
 from lab.files import load_weights, read_json, read_jsonl
@@ -204,7 +204,7 @@ def test_parameter_counts():
 
 def test_the_medium_generator_is_small_enough_to_ship():
     G, _ = gan.build(Config(**gan.MEDIUM))
-    assert 2 * common.n_parameters(G) < 5e6                               # bytes in half precision
+    assert 2 * common.n_parameters(G) < demos.MOST                        # bytes in half precision
 
 
 def test_generator_blends_by_its_mask():
