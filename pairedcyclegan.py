@@ -57,7 +57,7 @@ from lab.formats import makeup as formats, unused
 from lab.images import decode_all, draw, grid, picture_size, report_bad
 from lab.machine import resolve_device
 from lab.run import Run, Settings, autocast, choice, frozen, logged, require, restore_config, to_device
-from lab.warp import (OUTLINE, REGIONS, Photo, blended, disc, inside, lay, look, loose_squares, pixels, place,
+from lab.warp import (REGIONS, Photo, blended, disc, lay, look, loose_squares, make_up_area, pixels, place,
                       skin_colour, square_size, thin_plate)
 
 
@@ -172,10 +172,7 @@ class Pairs:
         y_inner, to_picture, _ = place(self.made.anchors[on_j], self.region, s, mirror, turn)
         where = thin_plate(x_inner, y_inner)(pixels(s, s, x.device).expand(len(x), -1, -1))
         bent = look(self.made.pictures(j), to_picture(where), s)
-        outline, k = x_inner[:, OUTLINE.to(x.device, non_blocking=True)], s // 32 * 2 + 1
-        if not whole:                                                  # some skin above the brows, no hair
-            outline[:, 7:] -= .25 * formats.upright(x_inner)[1][:, None]
-        mask = nn.functional.avg_pool2d(inside(outline, s).float(), k, 1, k // 2)              # soft edge
+        mask = make_up_area(x_inner, s, above=0. if whole else .25)    # some skin above the brows, no hair
         mask = mask if whole else mask * disc(s, x.device)
         return blended(x, bent, mask, self.bare.skin[on_i] / self.made.skin[on_j])
 
@@ -626,7 +623,8 @@ def sample_grid(G, F, shown):
 def painted(cfg, nets, x, x_anchors, y=None, y_anchors=None):
     """What G changes in pictures x [B, 3, L, L] for references y; without y, what F changes. [B, 3, L, L]
 
-    nets: {region: (G, F)}. Each change is laid in its place with a soft rim, eyes and lips over skin.
+    nets: {region: (G, F)}. Each change is laid in its place with a soft rim, eyes and lips over skin; only
+    where make-up can be, not on hair, walls and eyeballs.
     """
     total = torch.zeros_like(x)
     for region, (G, F) in nets.items():
@@ -641,7 +639,7 @@ def painted(cfg, nets, x, x_anchors, y=None, y_anchors=None):
                 drawn = G(square, look(y, place(y_anchors, region, s, mirror)[1](where), s))
             laid, mask = lay(drawn - square, to_square, x.shape[-2:])
             total = total + mask * (laid - total)
-    return total
+    return total * make_up_area(x_anchors, x.shape[-1])
 
 
 @reads_checkpoint

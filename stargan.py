@@ -93,7 +93,7 @@ class Config(Settings):
     betas: tuple = (.5, .999)         # section 5.3
     decay_from: float = .5            # section 5.3: half of the epochs constant, then linear to 0
     # ablation
-    part: str = choice("all", "recipe", "joint", "losses", "triple")            # ours: of --ablate
+    part: str = choice("all", "recipe", "joint", "triple")           # ours: of --ablate
 
 
 # Minutes on a processor. All of it is ours.

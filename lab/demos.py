@@ -127,13 +127,21 @@ def iacyclegan(paper, cfg):
 
 
 def pairedcyclegan(paper, cfg):
-    """The make-up of references on bare faces, the truth below; and taken off again."""
-    sheets = {}
+    """The make-up of references on bare faces, the truth below; last taken off again, and the truth."""
     nets, _ = paper.load(cfg)
-    for region, (G, F) in nets.items():
-        shown = paper.fixed_batch(paper.make_data(cfg, region, test=True))
-        sheets["demo.png" if region == "face" else f"demo_{region}.png"] = paper.sample_grid(G, F, shown)
-    return sheets
+    bare, made = paper.toy_albums(cfg, test=True)
+    i, j = (torch.linspace(0, len(bare) - 1, n).round().long() for n in (4, 6))
+    x, a, faces, L = bare.pictures(i), bare.anchors[i], bare.faces[i.to(cfg.device)], bare.images.shape[-1]
+    blank = torch.ones_like(x[:1])
+    columns = [torch.cat([blank, torch.stack([x, blank.expand_as(x)], 1).flatten(0, 1), blank, blank])]
+    for k in j.split(1):
+        y, b, reference = made.pictures(k), made.anchors[k], made.faces[k.to(cfg.device)]
+        on = x + paper.painted(cfg, nets, x, a, y.expand_as(x), b.expand_as(a))
+        truth = toyfaces.render(faces.take(reference[torch.zeros_like(i)], toyfaces.MAKEUP), L)
+        off, without = y + paper.painted(cfg, nets, y, b), toyfaces.render(reference.no_makeup(), L)
+        columns.append(torch.cat([y, torch.stack([on, truth], 1).flatten(0, 1), off, without]).clamp(-1, 1))
+    titles = ["source", *(f"reference {k + 1}" for k in range(len(j)))]
+    return {"demo.png": grid(columns, titles, max(1, 128 // L))}
 
 
 def pix2pix_cyclegan(paper, cfg):
