@@ -555,8 +555,6 @@ def load(cfg, r=None):
     one = replace(cfg, run=str(path.parent))
     restore_config(one, saved, ("image_size", "width", "residual_blocks", "nearest", "exaggeration",
                                 "variety", "vgg_face", "vgg_bgr"))
-    if saved["step"] < saved["config"]["steps"]:
-        say(f"{path}: only {saved['step']} of {saved['config']['steps']} steps trained")
     G_X, G_Y = (load_weights(net, saved["nets"].get(name, {}), path)
                 for net, name in zip(build(one), ("G_X", "G_Y"), strict=False))
     return to_device(one, G_X.eval(), G_Y.eval()), one

@@ -75,6 +75,7 @@ class Config(Settings):
     # networks
     width: int = 64                   # ours: a public port's; the paper's is not known
     d_width: int = 64                 # 70 x 70 PatchGAN's
+    reference: bool = True            # False = G sees x alone, as CycleGAN's does (ablation)
     # losses
     lambda_adv: float = .1            # the paper, as a public port quotes it: [L_G], [L_F] and [L_P] at first
     lambda_adv_end: float = .5        # likewise: ... and at the end
@@ -271,7 +272,8 @@ class Generator(nn.Module):
             *conv_block(w, 3, 3, 1, 1, act=nn.Tanh(), **reflect))
 
     def forward(self, x, *reference):
-        maps = [stem(picture) for stem, picture in zip(self.stems, (x, *reference), strict=True)]
+        pictures = (x, *reference)[:len(self.stems)]                   # CycleGAN's G looks at no reference
+        maps = [stem(picture) for stem, picture in zip(self.stems, pictures, strict=True)]
         change = self.trunk(torch.cat(maps, 1))
         return (x + change.float()).clamp(-1, 1)
 
@@ -284,7 +286,8 @@ def build(cfg):
     """G, F, D_X, D_Y, D_S; weights from N(0, .02). D_X and D_Y have 2,764,737 parameters, D_S 2,767,809."""
     widths = [cfg.d_width * min(2 ** k, 8) for k in range(4)]
     Ds = [PatchGAN(channels, widths, (2, 2, 2, 1), norm="instance") for channels in (3, 3, 6)]
-    return [common.init_normal(net) for net in (Generator(2, cfg.width), Generator(1, cfg.width), *Ds)]
+    nets = Generator(1 + cfg.reference, cfg.width), Generator(1, cfg.width), *Ds
+    return [common.init_normal(net) for net in nets]
 
 
 # ============================================================================================ losses
@@ -649,18 +652,16 @@ def load(cfg):
     cfg takes over what G and its data depend on.
     """
     resolve_device(cfg)
-    nets, about, parts = {}, None, not cfg.weights and (Path(cfg.run) / "skin" / "last.pt").exists()
+    nets, parts = {}, not cfg.weights and (Path(cfg.run) / "skin" / "last.pt").exists()
     for region in ("skin", "eyes", "lips") if parts else ("face",):
         path = Path(cfg.weights or Path(cfg.run) / region / "last.pt")
         saved = read_checkpoint(path, __file__)
-        restore_config(cfg, saved, ("image_size", "load_size", "regions", "width", "pose", "variety", "bold"))
-        about = {"toy": saved["about"]["toy"], "anchors": saved["about"]["anchors"]}
-        if saved["step"] < saved["config"]["steps"]:
-            say(f"{path}: only {saved['step']} of {saved['config']['steps']} steps trained")
+        restore_config(cfg, saved, ("image_size", "load_size", "regions", "width", "reference", "pose",
+                                    "variety", "bold"))
         G, F = (load_weights(Generator(inputs, cfg.width), saved["nets"].get(name, {}), path).eval()
-                for name, inputs in (("G", 2), ("F", 1)))
+                for name, inputs in (("G", 1 + cfg.reference), ("F", 1)))
         nets[region] = tuple(to_device(cfg, G, F))
-    return nets, about
+    return nets, saved["about"]
 
 
 def infer(cfg, files, reference, remove, strength, out):

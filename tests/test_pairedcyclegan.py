@@ -186,6 +186,14 @@ def test_the_receptive_field_is_what_the_gradient_says():
     assert (touched.amax(0) - touched.amin(0) + 1).tolist() == [41, 41]
 
 
+def test_without_reference_G_is_that_of_CycleGAN(tiny):
+    G = paper.build(dataclasses.replace(tiny, reference=False))[0].eval()
+    x, y, other = torch.rand(3, 2, 3, 48, 48) * 2 - 1
+    assert torch.equal(G(x, y), G(x, other)) and torch.equal(G(x, y), G(x))
+    with pytest.raises(ValueError):
+        paper.build(tiny)[0](x)                                          # G of the paper wants one
+
+
 def test_G_starts_near_the_source_and_stays_in_range():
     G = common.init_normal(paper.Generator(2, 8))
     x, y = torch.rand(2, 2, 3, 48, 50).unbind(0)
