@@ -75,7 +75,7 @@ class Config(Settings):
     # networks
     width: int = 64                   # ours: a public port's; the paper's is not known
     d_width: int = 64                 # 70 x 70 PatchGAN's
-    reference: bool = True            # False = G sees x alone, as CycleGAN's does (ablation)
+    asymmetric: bool = True           # False = G sees x alone, as CycleGAN's does (ablation)
     # losses
     lambda_adv: float = .1            # the paper, as a public port quotes it: [L_G], [L_F] and [L_P] at first
     lambda_adv_end: float = .5        # likewise: ... and at the end
@@ -286,7 +286,7 @@ def build(cfg):
     """G, F, D_X, D_Y, D_S; weights from N(0, .02). D_X and D_Y have 2,764,737 parameters, D_S 2,767,809."""
     widths = [cfg.d_width * min(2 ** k, 8) for k in range(4)]
     Ds = [PatchGAN(channels, widths, (2, 2, 2, 1), norm="instance") for channels in (3, 3, 6)]
-    nets = Generator(1 + cfg.reference, cfg.width), Generator(1, cfg.width), *Ds
+    nets = Generator(1 + cfg.asymmetric, cfg.width), Generator(1, cfg.width), *Ds
     return [common.init_normal(net) for net in nets]
 
 
@@ -656,10 +656,10 @@ def load(cfg):
     for region in ("skin", "eyes", "lips") if parts else ("face",):
         path = Path(cfg.weights or Path(cfg.run) / region / "last.pt")
         saved = read_checkpoint(path, __file__)
-        restore_config(cfg, saved, ("image_size", "load_size", "regions", "width", "reference", "pose",
+        restore_config(cfg, saved, ("image_size", "load_size", "regions", "width", "asymmetric", "pose",
                                     "variety", "bold"))
         G, F = (load_weights(Generator(inputs, cfg.width), saved["nets"].get(name, {}), path).eval()
-                for name, inputs in (("G", 1 + cfg.reference), ("F", 1)))
+                for name, inputs in (("G", 1 + cfg.asymmetric), ("F", 1)))
         nets[region] = tuple(to_device(cfg, G, F))
     return nets, saved["about"]
 

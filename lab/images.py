@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -272,12 +273,14 @@ def grid(columns, titles=None, scale=1):
 
 
 def titled(image, titles, width):
-    """A sheet with a line of titles above it, one every `width` pixels."""
-    out = Image.new("RGB", (image.width, image.height + 14), "white")
-    out.paste(image, (0, 14))
+    """A sheet with titles above it, one every `width` pixels, long ones in several lines."""
+    texts = [textwrap.fill(title, max(1, width // 6)) for title in titles]
+    top = 14 * max(1 + text.count("\n") for text in texts)
+    out = Image.new("RGB", (image.width, image.height + top), "white")
+    out.paste(image, (0, top))
     pen = ImageDraw.Draw(out)
-    for k, title in enumerate(titles):
-        pen.text((k * width + 2, 1), title[:max(1, width // 6)], fill="black")
+    for k, text in enumerate(texts):
+        pen.text((k * width + 2, 1), text, fill="black", spacing=3)
     return out
 
 

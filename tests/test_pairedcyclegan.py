@@ -187,7 +187,7 @@ def test_the_receptive_field_is_what_the_gradient_says():
 
 
 def test_without_reference_G_is_that_of_CycleGAN(tiny):
-    G = paper.build(dataclasses.replace(tiny, reference=False))[0].eval()
+    G = paper.build(dataclasses.replace(tiny, asymmetric=False))[0].eval()
     x, y, other = torch.rand(3, 2, 3, 48, 48) * 2 - 1
     assert torch.equal(G(x, y), G(x, other)) and torch.equal(G(x, y), G(x))
     with pytest.raises(ValueError):

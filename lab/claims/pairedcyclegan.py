@@ -203,7 +203,7 @@ def evaluate(cfg):
 SEEDS = (0, 1, 2)
 # CycleGAN: its G sees no reference, so [L_S] is the way back to y without one, and there is no D_S.
 PARTS = {
-    "style": {"CycleGAN": dict(reference=False, lambda_P=0.), "without D_S": dict(lambda_P=0.),
+    "style": {"CycleGAN": dict(asymmetric=False, lambda_P=0.), "without D_S": dict(lambda_P=0.),
               "D_S": dict(mismatch=False), "D_S, mismatched pairs": dict(mismatch=True)},
     "removal": {"D_S, mismatched pairs": dict(mismatch=True),
                 "D_S without [L_S]": dict(lambda_S=0., mismatch=True)},
