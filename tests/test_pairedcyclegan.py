@@ -637,6 +637,7 @@ def test_ablate_runs_every_variant_and_judges(tiny, monkeypatch, capsys):
             "make-up off: parts, std"} <= report["rows"].keys()
     assert abs(report["rows"]["one look for all, mean"]["follows"]) < 1e-3
     assert "removal: lower by 5 per cent in every seed: " in capsys.readouterr().out
+    assert (Path(tiny.run) / "ablation_style_samples.png").exists()
     last = load_checkpoint(Path(tiny.run) / "ablation/parts-0/skin/last.pt")
     assert last["step"] == 2                                             # three steps' pixels
     with pytest.raises(UserError, match="was trained for 3 steps, now 6"):

@@ -1,12 +1,13 @@
 """PairedCycleGAN's claims: whose make-up is worn, in which colours, and what happens to the rest of it."""
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import torch
 
 import pairedcyclegan as paper
 from lab import claims, judges, toyfaces
-from lab.images import rgb_to_lab
+from lab.images import grid, rgb_to_lab
 from lab.warp import lay, place, square_size
 
 SOURCES, REFERENCES = 20, 20
@@ -259,7 +260,8 @@ def ablate(cfg):
     regions  dE of parts (three networks, as many pixels in all) at least 5 % below that of the whole face in
              every seed; both of larger pictures.
 
-    Writes ablation.json, or ablation_<part>.json, and a .png beside it. An interrupted ablation continues.
+    Writes ablation.json, or ablation_<part>.json, a .png beside it, and ablation_<part>_samples.png for each
+    part. An interrupted ablation continues.
     """
     paper.validate(cfg)
     folder, parts = claims.ablation_folder(cfg), list(PARTS) if cfg.part == "all" else [cfg.part]
@@ -273,7 +275,24 @@ def ablate(cfg):
     claim = dict(style=claim_style, removal=claim_removal, pairs=claim_pairs, regions=claim_regions)
     for part in parts:
         claim[part](study)
+        draw_part({name: jobs[name, SEEDS[0]] for name in PARTS[part]},
+                  Path(cfg.run) / f"ablation_{part}_samples.png")
     study.write(cfg)
+
+
+@torch.no_grad()
+def draw_part(runs, path):
+    """A bare face in the make-up of six references, a row each: by the G of every training, by W, truly."""
+    columns = {}
+    for name, one in runs.items():
+        nets, _ = paper.load(cfg := dataclasses.replace(one))
+        pairs = crossed(cfg, *paper.toy_albums(cfg, True))
+        k, y = len(pairs.x) // 4, pairs.y[:6]
+        x, a = pairs.x[k].expand_as(y), pairs.bare.anchors[k].expand(len(y), -1, -1)
+        total = paper.painted(cfg, nets, x, a, y, pairs.made.anchors[:len(y)])
+        columns = {"reference": y, "source": x} | columns | {name: (x + total).clamp(-1, 1)}
+    columns |= {W: laid(cfg, pairs, true=False)[k, :6], "the truth": pairs.truth[k, :6]}
+    grid(list(columns.values()), list(columns), max(1, 128 // x.shape[-1])).save(path)
 
 
 def values(study, name, what, row="G"):
