@@ -34,7 +34,7 @@ Differs from the paper, because:
     regions     the paper's come from face parsing, eyes in circles; here squares placed upright by landmarks
     skin        its network sees the whole face here; eyes and lips are laid over it
     W           toned, make-up and all, by the ratio of the two skins; the paper's recipe may blend by Poisson
-    blending    the paper pastes by Poisson's equation; here G's change is added, and the rest stays as it is
+    blending    the paper pastes by Poisson's equation; here G's change is added, where make-up can be
     warm-up     the paper takes F from a CycleGAN; here F learns first, with a G that sees no reference
     together    the paper trains F and G in turns after the warm-up; here one step moves both
     logarithms  as in the paper, but G and F minimise the usual non-saturating form
@@ -167,14 +167,13 @@ class Pairs:
 
     def warped(self, i, j, mirror=None, turn=None):
         """W(x, y): made[j] bent so that its anchors fall on those of bare[i], blended in. [B, 3, s, s]"""
-        s, whole = self.size, self.region in ("face", "skin")
-        x, x_inner = self.cut(self.bare, i, mirror, turn)
+        s, (x, x_inner) = self.size, self.cut(self.bare, i, mirror, turn)
         on_i, on_j = (k.to(x.device, non_blocking=True) for k in (i, j))
         y_inner, to_picture, _ = place(self.made.anchors[on_j], self.region, s, mirror, turn)
         where = thin_plate(x_inner, y_inner)(pixels(s, s, x.device).expand(len(x), -1, -1))
         bent = look(self.made.pictures(j), to_picture(where), s)
-        mask = make_up_area(x_inner, s, above=0. if whole else .25)    # some skin above the brows, no hair
-        mask = mask if whole else mask * disc(s, x.device)
+        mask = make_up_area(x_inner, s)
+        mask = mask if self.region in ("face", "skin") else mask * disc(s, x.device)
         return blended(x, bent, mask, self.bare.skin[on_i] / self.made.skin[on_j])
 
     def true(self, i, j, mirror=None, turn=None):
@@ -627,7 +626,7 @@ def painted(cfg, nets, x, x_anchors, y=None, y_anchors=None):
     """What G changes in pictures x [B, 3, L, L] for references y; without y, what F changes. [B, 3, L, L]
 
     nets: {region: (G, F)}. Each change is laid in its place with a soft rim, eyes and lips over skin; only
-    where make-up can be, not on hair, walls and eyeballs.
+    where make-up can be, not on hair, brows, walls and eyeballs.
     """
     total = torch.zeros_like(x)
     for region, (G, F) in nets.items():

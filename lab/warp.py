@@ -20,6 +20,7 @@ OUTLINE = torch.tensor([21, 23, 25, 27, 26, 24, 22, 12, 13, 11, 9, 10, 8])
 # that way, its size as a share of image_size
 REGIONS = {"face": (.5, 3., 1.), "skin": (.5, 3., 1.), "eyes": (-.12, 1.1, .5), "lips": (1., 1.2, .5)}
 LOOSE = 1.3                                        # stored pictures: the square of the face times this
+BELOW_BROWS = .08                                  # of the way from the eyes to the mouth
 EYEBALL = .7                                       # the share of an eye's opening where no liner lies
 LIFT = .05                                         # added to colours in 0 ... 1 before they are divided
 
@@ -151,14 +152,14 @@ def inside(polygon, size):
     return (turns.all(0) | ~turns.any(0)).any(1).reshape(-1, 1, size, size)
 
 
-def make_up_area(anchors, size, above=0.):
+def make_up_area(anchors, size):
     """Where make-up can be: 1 within the outline of faces, softly 0 beyond it and on the eyeballs.
 
-    anchors: [B, 30, 2] in pictures of side `size`; above: how far the outline reaches above the brows, as a
-    share of the way from the eyes to the mouth. Returns [B, 1, size, size].
+    The outline runs below the brows: they are no make-up, and a fringe that reaches them would be laid on the
+    source as a dark seam. anchors: [B, 30, 2] in pictures of side `size`. Returns [B, 1, size, size].
     """
     outline, k = anchors[:, OUTLINE.to(anchors.device, non_blocking=True)], size // 32 * 2 + 1
-    outline[:, 7:] -= above * upright(anchors)[1][:, None]
+    outline[:, 7:] += BELOW_BROWS * upright(anchors)[1][:, None]
     area = F.avg_pool2d(inside(outline, size).float(), k, 1, k // 2)
     for left, right, top, bottom in (anchors[:, :4].unbind(1), anchors[:, 4:8].unbind(1)):
         p = pixels(size, size, anchors.device) - (left + right + top + bottom)[:, None] / 4
