@@ -621,7 +621,8 @@ def study(monkeypatch, tiny, without, with_, direct=.5, copy=2., two=(0., 0.), c
     base = {"copy": copy, "pass 5": 1., "self-recovery ratio": 1., "route gap": 0.}
     one = claims.claims.Ablation({(name, seed): tiny for name in claims.ABLATION for seed in (0, 1)})
     one.results = {}
-    rows = ("without triple", without, .5), ("with triple", with_, direct), ("two passes", two, direct)
+    rows = (("without triple", without, .5), ("with triple", with_, direct), ("two passes", two, direct),
+            ("without triple, self 100", without, .5))
     for name, excess, d in rows:
         for seed in (0, 1):
             one.results[name, seed] = base | {"excess": excess[seed], "direct": d, "direct / copy": d / copy}
@@ -648,8 +649,11 @@ def test_ablate_shares_the_warm_up_and_keeps_the_error_after_each_pass(tiny, mon
     cfg = dataclasses.replace(tiny, warm_up=.5, log_every=4, sample_every=4)
     claims.ablate(cfg)
     result = read_json(Path(cfg.run) / "ablation.json")
-    assert [len(line) for lines in result["passes"].values() for line in lines] == [5] * 6
+    assert [len(line) for lines in result["passes"].values() for line in lines] == [5] * 8
     assert result["passes"]["with triple"][1][4] == result["rows"]["with triple, seed 1"]["pass 5"]
+    assert result["rows"]["without identity, mean"]["direct identity"] <= 1
+    config = read_json(Path(cfg.run) / "ablation/without-TV-1/config.json")
+    assert config["lambda_tv"] == 0 and config["lambda_triple"] == tiny.lambda_triple
     with pytest.raises(UserError, match="before and after"):
         claims.ablate(dataclasses.replace(cfg, warm_up=0.))
 
