@@ -75,7 +75,7 @@ class Config(Settings):
     # networks
     width: int = 64                   # ours: a public port's; the paper's is not known
     d_width: int = 64                 # 70 x 70 PatchGAN's
-    asymmetric: bool = True           # False = G sees x alone, as CycleGAN's does (ablation)
+    asymmetric: bool = True           # the paper: G sees x and y; False = x alone, CycleGAN (ablation)
     # losses
     lambda_adv: float = .1            # the paper, as a public port quotes it: [L_G], [L_F] and [L_P] at first
     lambda_adv_end: float = .5        # likewise: ... and at the end

@@ -163,8 +163,10 @@ def make_up_area(anchors, size):
     area = F.avg_pool2d(inside(outline, size).float(), k, 1, k // 2)
     for left, right, top, bottom in (anchors[:, :4].unbind(1), anchors[:, 4:8].unbind(1)):
         p = pixels(size, size, anchors.device) - (left + right + top + bottom)[:, None] / 4
-        across, down = (right - left)[:, None] / 2, (bottom - top)[:, None] / 2
-        u, v = (p * across).sum(2) / across.square().sum(2), (p * down).sum(2) / down.square().sum(2)
+        w, h = ((end - start).norm(dim=1).clamp(min=1.)[:, None] / 2
+                for start, end in ((left, right), (top, bottom)))      # a closed eye has no height
+        along = (right - left)[:, None] / 2 / w[..., None]
+        u, v = (p * along).sum(2) / w, (p[..., 1] * along[..., 0] - p[..., 0] * along[..., 1]) / h
         rim = (u ** 2 + v ** 2).sqrt().reshape(-1, 1, size, size)      # 1 on an ellipse: the line of the lids
         area = area * ((rim - EYEBALL) / (1 - EYEBALL)).clamp(0, 1)
     return area

@@ -272,6 +272,24 @@ def test_the_warped_reference_has_its_colours_in_the_places_of_the_source(tiny):
     assert (w - x)[outside].abs().mean() < .02                           # hair and wall are the source's
 
 
+def test_make_up_lies_below_the_brows_and_not_on_the_eyeballs():
+    _, points = landmarks(1, 120)
+    anchors = formats.anchors_of_points(points[0])[None]
+    closed, turned = anchors.clone(), anchors.flip(2)                    # closed eyes; the picture transposed
+    closed[:, [2, 3]], closed[:, [6, 7]] = closed[:, :2].mean(1)[:, None], closed[:, 4:6].mean(1)[:, None]
+    area, of_closed, of_turned = (warp.make_up_area(a, 120)[0, 0] for a in (anchors, closed, turned))
+
+    def at(where, *points):
+        x, y = anchors[0, list(points)].mean(0).round().long()
+        return where[y, x].item()
+    for one in (area, of_turned.T):
+        assert at(one, 0, 1, 2, 3) == at(one, 4, 5, 6, 7) == 0           # eyeballs
+        assert at(one, 16) == at(one, 20) == at(one, 2, 2, 10) == 1      # lips, nose, lid
+        assert at(one, 10) < .5 and one[0].max() == 0                    # brow, hair
+    assert of_closed.isfinite().all() and (of_closed - area).min() > -.1
+    assert (of_closed > area + .5).sum() > 10
+
+
 def test_blending_gives_the_skin_of_the_source():
     x, pasted = torch.full((1, 3, 8, 8), -.4), torch.full((1, 3, 8, 8), .5)
     skin = [((p / 2 + .5) + warp.LIFT).mean((2, 3)) for p in (x, pasted)]
