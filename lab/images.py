@@ -274,7 +274,7 @@ def grid(columns, titles=None, scale=1):
 
 def titled(image, titles, width):
     """A sheet with titles above it, one every `width` pixels, long ones in several lines."""
-    texts = [textwrap.fill(title, max(1, width // 6)) for title in titles]
+    texts = [textwrap.fill(title, max(1, 2 * width // 11)) for title in titles]   # 5.5 px a letter
     top = 14 * max(1 + text.count("\n") for text in texts)
     out = Image.new("RGB", (image.width, image.height + top), "white")
     out.paste(image, (0, top))
