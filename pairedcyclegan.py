@@ -660,7 +660,7 @@ def load(cfg):
         G, F = (load_weights(Generator(inputs, cfg.width), saved["nets"].get(name, {}), path).eval()
                 for name, inputs in (("G", 1 + cfg.asymmetric), ("F", 1)))
         nets[region] = tuple(to_device(cfg, G, F))
-    return nets, saved["about"]
+    return nets, {k: saved["about"][k] for k in ("toy", "anchors")}
 
 
 def infer(cfg, files, reference, remove, strength, out):
