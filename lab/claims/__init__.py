@@ -66,6 +66,11 @@ def ablation_folder(cfg):
     return folder
 
 
+def run_folder(folder, name, seed):
+    """Where in the folder of an ablation its training `name` goes, without blanks and commas."""
+    return str(folder / f"{name.replace(',', '').replace(' ', '-')}-{seed}")
+
+
 def steps_of(path, cfg):
     """For how many steps the run whose checkpoint is `path`, of the same paper as cfg, was started."""
     saved = load_checkpoint(path)

@@ -254,7 +254,7 @@ def ablate(cfg):
     changes, jobs = {name: change for part in parts for name, change in PARTS[part].items()}, {}
     for seed in SEEDS:
         for name, change in changes.items():
-            run = str(folder / f"{name.replace(',', '').replace(' ', '-')}-{seed}")
+            run = claims.run_folder(folder, name, seed)
             jobs[name, seed] = dataclasses.replace(base, seed=seed, run=run, **change)
         if "fusion" in parts:                                          # the single-image model goes on
             jobs["multi", seed].weights = str(Path(jobs["single", seed].run) / "last.pt")

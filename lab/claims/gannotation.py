@@ -165,7 +165,7 @@ def ablate(cfg):
     folder = claims.ablation_folder(dataclasses.replace(cfg, data=""))   # frames of a video are a truth, too
 
     def job(name, seed, **change):
-        run = str(folder / f"{name.replace(',', '').replace(' ', '-')}-{seed}")
+        run = claims.run_folder(folder, name, seed)
         return dataclasses.replace(cfg, seed=seed, fresh=False, run=run, **{"stop_after": 0} | change)
 
     trunks = claims.Ablation({("warm-up", seed): job("warm-up", seed, stop_after=warm_up) for seed in SEEDS})
@@ -186,7 +186,7 @@ def ablate(cfg):
 
 
 def judge_triple(study):
-    """The rows of both variants, and the claim."""
+    """The rows of all variants, and the claims."""
     measures = ("copy", "direct", "direct / copy", "pass 5", "excess", "self-recovery ratio", "route gap",
                 "direct SSIM", "direct identity", "direct landmarks")  # the last two: of toy faces
     measures = [k for k in measures if k in study.results["with triple", study.seeds[0]]]

@@ -11,6 +11,7 @@ from lab.images import grid, rgb_to_lab
 from lab.warp import lay, place, square_size
 
 SOURCES, REFERENCES = 20, 20
+W = "W, the warped reference"                                          # the name of its row
 PIECES = {"lips": ("lip_rgb", "lip_alpha"), "shadow": ("shadow_rgb", "shadow_alpha"),
           "liner": ("liner_alpha", "liner_wing"), "blush": ("blush_rgb", "blush_alpha")}
 
@@ -148,8 +149,7 @@ def measure(cfg, nets, bare, made):
     pairs = crossed(cfg, bare, made)
     pictures = {"G": drawn(cfg, nets, pairs), "copy the bare face": pairs.x[:, None].expand_as(pairs.truth),
                 "one look for all": pairs.truth.mean(1, keepdim=True).expand_as(pairs.truth),
-                W: laid(cfg, pairs, true=False),
-                "the truth": laid(cfg, pairs, true=True)}
+                W: laid(cfg, pairs, true=False), "the truth": laid(cfg, pairs, true=True)}
     rows = {row: marks(cfg, pairs, out) for row, out in pictures.items()}
     return rows | {"make-up off": make_up_off(cfg, nets, pairs)}
 
@@ -213,7 +213,6 @@ PARTS = {
     "regions": {"whole face": dict(mismatch=True), "parts": dict(regions="parts", mismatch=True)},
 }
 PAPERS, OURS, CYCLEGAN, WITHOUT = "D_S", "D_S, mismatched pairs", "CycleGAN", "without D_S"
-W = "W, the warped reference"
 
 
 def ablation_run(cfg):
@@ -283,14 +282,14 @@ def ablate(cfg):
 @torch.no_grad()
 def draw_part(runs, path):
     """A bare face in the make-up of six references, a row each: by the G of every training, by W, truly."""
-    columns = {}
+    cfg = next(iter(runs.values()))                                    # the test people of all are the same
+    pairs = crossed(cfg, *paper.toy_albums(cfg, True))
+    k, y = len(pairs.x) // 4, pairs.y[:6]
+    x, a, b = pairs.x[k].expand_as(y), pairs.bare.anchors[k].expand(len(y), -1, -1), pairs.made.anchors[:6]
+    columns = {"reference": y, "source": x}
     for name, one in runs.items():
-        nets, _ = paper.load(cfg := dataclasses.replace(one))
-        pairs = crossed(cfg, *paper.toy_albums(cfg, True))
-        k, y = len(pairs.x) // 4, pairs.y[:6]
-        x, a = pairs.x[k].expand_as(y), pairs.bare.anchors[k].expand(len(y), -1, -1)
-        total = paper.painted(cfg, nets, x, a, y, pairs.made.anchors[:len(y)])
-        columns = {"reference": y, "source": x} | columns | {name: (x + total).clamp(-1, 1)}
+        nets, _ = paper.load(one := dataclasses.replace(one))
+        columns[name] = (x + paper.painted(one, nets, x, a, y, b)).clamp(-1, 1)
     columns |= {W: laid(cfg, pairs, true=False)[k, :6], "the truth": pairs.truth[k, :6]}
     grid(list(columns.values()), list(columns), max(1, 128 // x.shape[-1])).save(path)
 

@@ -331,7 +331,7 @@ def ablate(cfg):
     changes, jobs = {name: change for part in parts for name, change in PARTS[part].items()}, {}
     for seed in SEEDS:
         for name, change in changes.items():
-            run = str(folder / f"{name.replace(' ', '-')}-{seed}")
+            run = claims.run_folder(folder, name, seed)
             jobs[name, seed] = dataclasses.replace(base, seed=seed, run=run, **change)
     study = claims.Ablation(jobs)
     for wild, one in {one.toy == "attributes": one for one in jobs.values()}.items():
