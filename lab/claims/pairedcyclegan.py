@@ -285,7 +285,8 @@ def draw_part(runs, path):
     cfg = next(iter(runs.values()))                                    # the test people of all are the same
     pairs = crossed(cfg, *paper.toy_albums(cfg, True))
     k, y = len(pairs.x) // 4, pairs.y[:6]
-    x, a, b = pairs.x[k].expand_as(y), pairs.bare.anchors[k].expand(len(y), -1, -1), pairs.made.anchors[:6]
+    x, b = pairs.x[k].expand_as(y), pairs.made.anchors[:len(y)]
+    a = pairs.bare.anchors[k].expand_as(b)
     columns = {"reference": y, "source": x}
     for name, one in runs.items():
         nets, _ = paper.load(one := dataclasses.replace(one))
