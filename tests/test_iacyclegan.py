@@ -630,6 +630,9 @@ def test_ablate_runs_every_chain_and_judges(tiny, monkeypatch, capsys):
     assert len(first) == 5                                             # one CycleGAN begins them all
     assert all(torch.equal(value, one[k]) for one in first for k, value in first[0].items())
     assert "with shuffled identities no gain: " in capsys.readouterr().out
+    claims.ablate(dataclasses.replace(tiny, steps=2, part="poor"))     # goes on from what is trained
+    report = json.loads((Path(tiny.run) / "ablation_poor.json").read_text())
+    assert [c["part"] for c in report["claims"]] == ["poor"] and len(report["runs"]) == 3 * 2
 
 
 REAL = "CUFS_DATA names a folder with photos/ and sketches/, or train/ and test/ of them"
