@@ -50,11 +50,20 @@ def plot(drawing):
     display(Image(file.getvalue()))
 
 
-def figure(name, width=900, top=1.0):
-    """A picture of notebooks/figures, or a share of it from the top."""
+def figure(name, width=900, top=None):
+    """A picture of notebooks/figures, or its first `top` rows of pixels."""
     image = Pictures.open(ROOT / "notebooks" / "figures" / name).convert("RGB")
-    image = image.crop((0, 0, image.width, round(top * image.height)))
+    image = image.crop((0, 0, image.width, top or image.height))
     show(narrow(image, width), width)
+
+
+def framed(picture, side, colour=(1, 1, 1), right=0):
+    """A picture [1, 3, S, S] with a square of that side drawn around its middle, `right` px beside it."""
+    picture, top = picture.clone(), (picture.shape[-1] - side) // 2
+    square = picture[..., top : top + side, top + right : top + right + side]
+    paint = torch.tensor(colour).float()[:, None, None]
+    square[..., [0, -1], :], square[..., [0, -1]] = paint, paint
+    return picture
 
 
 def narrow(image, width):
@@ -258,9 +267,10 @@ def dots(name, what, rows, better="left"):
         values = [v[measure] for title, v in runs.items() if title.rpartition(", seed")[0] == run]
         mean = sum(values) / len(values)
         ax.plot(values, [-k] * len(values), "o", alpha=0.6, color="tab:blue")
-        ax.text(mean, 0.25 - k, f"{mean:.3g}", fontsize=7, ha="center")
+        ax.text(mean, 0.25 - k, f"{mean:.3g}" if abs(mean) > 1e-6 else "0", fontsize=7, ha="center")
     ax.set_yticks([-k for k in range(len(rows))], list(rows), fontsize=8)
     ax.set_ylim(0.6 - len(rows), 0.6)
+    ax.set_xlim(left=min(0, ax.get_xlim()[0]))
     ax.grid(axis="y", lw=0.3)
     plot(sheet)
 
@@ -268,7 +278,7 @@ def dots(name, what, rows, better="left"):
 def result(name):
     """A report of notebooks/results: claims with their verdicts, as a table."""
     report = json.loads((ROOT / "notebooks" / "results" / f"{name}.json").read_text())
-    lines = ["| claim | without | with | verdict |", "|---|---|---|---|"]
+    lines = ["| claim: of these two | the first | the second | verdict |", "|---|---|---|---|"]
     for c in report.get("claims", []):
         lines.append(
             f"| {c['what']} | {c['without']} | {c['with']} | {c.get('verdict', report['verdict'])} |"

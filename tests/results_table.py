@@ -20,7 +20,7 @@ are still those of the recipe before.
 
 ## Claims
 
-| report | claim | without | with | verdict |
+| report | claim: of these two | the first | the second | verdict |
 |---|---|---|---|---|
 """
 REPLACED = """

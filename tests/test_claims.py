@@ -1,7 +1,12 @@
 """Ablations and their tables."""
 
+import os
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +48,25 @@ def test_in_parallel_leaves_4_GiB_of_a_gpu_to_each_process(monkeypatch):
 
 def test_in_parallel_keeps_the_order():
     assert in_parallel(abs, [-3, 2, -1], "cpu") == [3, 2, 1]
+
+
+@pytest.mark.slow
+def test_in_parallel_ends_its_processes_when_told_to_stop(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("""
+import signal, sys, time
+from lab.claims import in_parallel
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    print("begun", flush=True)
+    in_parallel(time.sleep, [300, 300], "cpu")
+""")
+    here = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen([sys.executable, script], env=here, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        time.sleep(5)
+        process.terminate()
+        assert process.wait(100) == 143
 
 
 def test_rows_that_share_no_measure_get_a_heading_of_their_own():

@@ -111,6 +111,10 @@ def in_parallel(function, jobs, device):
         except BrokenProcessPool:
             raise UserError("a process of the ablation ended; is there too little memory? The same command "
                             "goes on. (A script needs if __name__ == '__main__' around it.)") from None
+        except (KeyboardInterrupt, SystemExit):                        # told to stop: so are the processes
+            for process in torch.multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def _one(function, job):

@@ -324,7 +324,7 @@ def claim_style(study):
     half_way = (dE(study, CYCLEGAN) + dE(study, OURS, W)) / 2
     study.claim("style", "colours that follow the reference (R^2): CycleGAN, with D_S and mismatched pairs",
                 values(study, CYCLEGAN, "follows"), mine,
-                at_least_0_7_of_W=mine.mean() >= .7 * warped.mean(),
+                at_least_seven_tenths_of_W=mine.mean() >= .7 * warped.mean(),
                 dE_nearer_to_W_than_to_CycleGAN_in_every_seed=(dE(study, OURS) < half_way).all(),
                 outside_at_most_that_of_W_in_every_seed=(outside <= W_outside).all())
     claim_D_S(study, PAPERS)
