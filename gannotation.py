@@ -101,6 +101,7 @@ class Config(Settings):
     warm_up: float = .1               # ours: part of the training before the consistency losses start
     ramp: float = .1                  # ours: part of the training in which they grow to full weight
     d_steps: int = 1                  # ours: of D for one of G; theirs 1, with wgan-gp 4
+    part: str = choice("all", "triple", "losses")   # ours: of --ablate
 
 
 # Minutes on a processor. All of it is ours.
@@ -560,9 +561,8 @@ def progressive(paint, I, shapes):
 def infer(cfg, files, drive, out):
     """FILE...: a face, or a face and its .pts. Writes <face>.gif and a contact sheet <face>.png.
 
-    A generator of photographs needs the face's .pts, beside it or as the second file, and crops by it as in
-    training. One of toy faces takes the whole picture, and puts the driving landmarks where toy faces have
-    theirs.
+    A generator of photographs crops by the face's .pts, beside it or the second file. One of toy faces takes
+    the whole picture, and puts the driving landmarks where toy faces have theirs.
     """
     pts = [f for f in files if f.lower().endswith(".pts")]
     pictures = [f for f in files if f not in pts]

@@ -177,7 +177,7 @@ def equation(paper, name, rows=(), latex="", blind="", inside=()):
         code(function)
     for row in rows:
         if row["loss"] == name:
-            shapes = ", ".join(" x ".join(map(str, shape)) for shape in row["shapes"]) or "networks alone"
+            shapes = ", ".join(" x ".join(map(str, shape)) for shape in row["shapes"]) or "features"
             weight = f", times its weight {row['weight']:g}: **{row['weight'] * row['value']:.4g}**"
             knows = f"; a network that knows nothing: {blind}" if blind else ""
             moved = " and ".join(row["moves"]) or "nothing"
@@ -199,10 +199,11 @@ def objective(rows):
     display(Markdown("\n".join(lines)))
 
 
-def train(paper, cfg, width=900, rows=1, curves=()):
+def train(paper, cfg, width=900, rows=1, curves=(), shown=0):
     """A short training: four faces of its newest grid while it goes on, then a film of one over the steps.
 
-    rows: how many rows of the grid are of that face; curves: names of the log to draw over the steps.
+    rows: how many rows of the grid are of that face; curves: names of the log to draw over the steps; shown:
+    how many rows of the newest grid (default: four faces').
     """
     grid, words, film = display(Markdown(""), display_id=True), display(Markdown(""), display_id=True), {}
     sample = Run.sample
@@ -210,7 +211,7 @@ def train(paper, cfg, width=900, rows=1, curves=()):
     def live(self, step, image):
         sample(self, step, image)
         film[step] = image
-        seen = 14 + 4 * rows * (cfg.image_size + 2) * max(1, 128 // cfg.image_size)
+        seen = 14 + (shown or 4 * rows) * (cfg.image_size + 2) * max(1, 128 // cfg.image_size)
         grid.update(picture(narrow(image.crop((0, 0, image.width, min(image.height, seen))), width), width))
         line = read_jsonl(self.folder / "metrics.jsonl")[-1]
         words.update(
@@ -270,7 +271,8 @@ def dots(name, what, rows, better="left"):
         ax.text(mean, 0.25 - k, f"{mean:.3g}" if abs(mean) > 1e-6 else "0", fontsize=7, ha="center")
     ax.set_yticks([-k for k in range(len(rows))], list(rows), fontsize=8)
     ax.set_ylim(0.6 - len(rows), 0.6)
-    ax.set_xlim(left=min(0, ax.get_xlim()[0]))
+    left, right = ax.get_xlim()
+    ax.set_xlim(min(0, left), 1.05 * right)
     ax.grid(axis="y", lw=0.3)
     plot(sheet)
 

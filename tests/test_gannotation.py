@@ -654,6 +654,10 @@ def test_ablate_shares_the_warm_up_and_keeps_the_error_after_each_pass(tiny, mon
     assert result["rows"]["without identity, mean"]["direct identity"] <= 1
     config = read_json(Path(cfg.run) / "ablation/without-TV-1/config.json")
     assert config["lambda_tv"] == 0 and config["lambda_triple"] == tiny.lambda_triple
+    assert Image.open(Path(cfg.run) / "ablation_edits.png").height > 12 * tiny.image_size
+    claims.ablate(dataclasses.replace(cfg, part="losses"))             # goes on from what is trained
+    result = read_json(Path(cfg.run) / "ablation_losses.json")
+    assert list(result["passes"]) == ["with triple"] and not result["claims"]
     with pytest.raises(UserError, match="before and after"):
         claims.ablate(dataclasses.replace(cfg, warm_up=0.))
 

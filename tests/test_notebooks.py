@@ -114,8 +114,8 @@ MISTAKES = {
     ],
     ("drgan", "drop_confidences"): [
         (">= drop", "< drop", "leaves at least one"),
-        ("keep | one & nobody", "keep", "leaves at least one"),
-        ("keep | one & nobody", "keep | one", "only where all would go"),
+        ("keep | (one & nobody)", "keep", "leaves at least one"),
+        ("keep | (one & nobody)", "keep | one", "only where all would go"),
     ],
     ("drgan", "loss_id_G"): [
         ("cross_entropy(", "nll_loss(", "softmax log likelihoods"),

@@ -175,7 +175,10 @@ class Ablation:
                             "verdict": verdict})
 
     def write(self, cfg):
-        """Prints the report, and writes ablation.json or ablation_<part>.json, with a picture beside it."""
+        """Prints the report, and writes ablation.json or ablation_<part>.json, with a picture beside it.
+
+        Returns its path.
+        """
         part = getattr(cfg, "part", "all")
         path = Path(cfg.run) / ("ablation.json" if part == "all" else f"ablation_{part}.json")
         verdicts = {c["verdict"] for c in self.claims}
@@ -185,13 +188,16 @@ class Ablation:
                   "steps": max(one.steps for one in self.jobs.values()),
                   "seconds": sum(read_jsonl(log)[-1]["seconds"] for log in logs),
                   "rows": self.rows, "criteria": self.criteria,
-                  "verdict": verdicts.pop() if len(verdicts) == 1 else "partly reproduced",
+                  "verdict": verdicts.pop() if len(verdicts) == 1 else
+                             "partly reproduced" if verdicts else "rows without a claim",
                   "claims": self.claims,
                   "runs": {f"{name}, seed {seed}": values for (name, seed), values in self.results.items()}}
         write_json(path, result)
-        draw_claims(self.claims, path.with_suffix(".png"))
+        if self.claims:
+            draw_claims(self.claims, path.with_suffix(".png"))
         print(table(result))
         print("; ".join(f"{k}: {'yes' if v else 'no'}" for k, v in self.criteria.items()))
+        return path
 
 
 def draw_claims(claims, path):

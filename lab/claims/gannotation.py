@@ -9,7 +9,7 @@ import common
 import gannotation
 from lab import UserError, claims, judges
 from lab.files import read_json, read_jsonl, write_json
-from lab.images import draw, figure, ssim
+from lab.images import draw, figure, grid, ssim
 
 PASSES, CHAINS = 5, 512
 
@@ -125,7 +125,8 @@ def evaluate(cfg):
 # ========================================================================================= ablation
 
 SEEDS = (0, 1, 2)
-ABLATION = {"without triple": dict(lambda_triple=0., passes=1), "with triple": dict(passes=1),
+WITHOUT, WITH = "without triple", "with triple"
+ABLATION = {WITHOUT: dict(lambda_triple=0., passes=1), WITH: dict(passes=1),
             "two passes": dict(passes=2),
             # does the paper's failure show: a second edit that returns to the input?
             "without triple, self 100": dict(lambda_triple=0., passes=1, lambda_self=100.)}
@@ -145,7 +146,8 @@ def ablation_run(cfg):
 
 
 def ablate(cfg):
-    """The paper's claim: with and without the triple consistency loss, same budget, three seeds.
+    """The paper's claim: with and without the triple consistency loss, same budget, three seeds. --part
+    triple: the claims; losses: without identity, perceptual or TV loss, beside the recipe.
 
     The variants are the same training until the consistency losses start (after the warm-up their weight is
     no longer 0), so that part is trained once per seed. reproduced if the mean excess with the loss is at
@@ -155,7 +157,10 @@ def ablate(cfg):
     every seed, pass 5 no farther from the truth in the mean, the mean direct error not worse by 10 %. Rows
     without bars: what the recipe gives without identity, perceptual or TV loss; and, for the paper's failure
     (the second edit returns to the input: self-recovery ratio below 1), self-consistency at the paper's
-    weight without triple. An interrupted ablation continues.
+    weight without triple.
+
+    Writes ablation.json, or ablation_<part>.json, a .png, and the edits of some people. An interrupted
+    ablation continues.
     """
     gannotation.validate(cfg)
     warm_up = int(cfg.warm_up * cfg.steps)
@@ -166,11 +171,13 @@ def ablate(cfg):
 
     def job(name, seed, **change):
         run = claims.run_folder(folder, name, seed)
-        return dataclasses.replace(cfg, seed=seed, fresh=False, run=run, **{"stop_after": 0} | change)
+        return dataclasses.replace(cfg, seed=seed, fresh=False, part="all", run=run,
+                                   **{"stop_after": 0} | change)
 
     trunks = claims.Ablation({("warm-up", seed): job("warm-up", seed, stop_after=warm_up) for seed in SEEDS})
+    changes = {"all": ABLATION | LEFT_OUT, "triple": ABLATION, "losses": {WITH: ABLATION[WITH]} | LEFT_OUT}
     study = claims.Ablation({(name, seed): job(name, seed, **change)
-                             for seed in SEEDS for name, change in (ABLATION | LEFT_OUT).items()})
+                             for seed in SEEDS for name, change in changes[cfg.part].items()})
     gannotation.make_data(cfg, test=True)                              # before the processes all make them
     if not cfg.data:
         judges_of(cfg)
@@ -180,21 +187,29 @@ def ablate(cfg):
         if name in ABLATION:
             claims.branch(trunks.jobs["warm-up", seed], one)
     study.run(ablation_run, cfg.device)
-    judge_triple(study)
-    study.write(cfg)
-    add_passes(Path(cfg.run) / "ablation.json", study, trunks)
+    rows(study)
+    if cfg.part != "losses":
+        judge_triple(study)
+    path = study.write(cfg)
+    add_passes(path, study, trunks)
+    if cfg.part != "losses":
+        draw_edits(study, path.with_name(f"{path.stem}_edits.png"))
 
 
-def judge_triple(study):
-    """The rows of all variants, and the claims."""
+def rows(study):
+    """The rows of all variants; of those that share a warm-up also each seed's."""
     measures = ("copy", "direct", "direct / copy", "pass 5", "excess", "self-recovery ratio", "route gap",
                 "direct SSIM", "direct identity", "direct landmarks")  # the last two: of toy faces
-    measures = [k for k in measures if k in study.results["with triple", study.seeds[0]]]
+    measures = [k for k in measures if k in study.results[WITH, study.seeds[0]]]
     for name in dict.fromkeys(name for name, _ in study.results):
         study.row(name, **{k: study.values(name, k) for k in measures})
     study.rows |= {f"{name}, seed {seed}": {k: study.results[name, seed][k] for k in measures}
-                   for seed in study.seeds for name in ABLATION}
-    without, with_ = study.values("without triple", "excess"), study.values("with triple", "excess")
+                   for name, seed in study.results if name in ABLATION}
+
+
+def judge_triple(study):
+    """The claims "triple" and "passes"."""
+    without, with_ = study.values(WITHOUT, "excess"), study.values(WITH, "excess")
     direct = [study.values(name, "direct").mean() for name in ABLATION]
     last = [study.values(name, "pass 5").mean() for name in ABLATION]
     smaller = (with_ < without).all()
@@ -203,7 +218,7 @@ def judge_triple(study):
                 **{"excess at most half": with_.mean() <= .5 * without.mean(),
                    "smaller in every seed": smaller,
                    "direct not worse by 10 %": direct[1] <= 1.1 * direct[0],
-                   "direct at most 0.40 x copy": study.values("with triple", "direct / copy").max() <= .40})
+                   "direct at most 0.40 x copy": study.values(WITH, "direct / copy").max() <= .40})
     if not smaller:
         study.claims[-1]["verdict"] = "not reproduced"
     two = study.values("two passes", "excess")
@@ -215,8 +230,9 @@ def judge_triple(study):
 def add_passes(path, study, trunks):
     """Into the report: the error after every pass, and the time of the warm-ups; and its picture."""
     result = read_json(path)
+    names = [name for name in ABLATION if (name, study.seeds[0]) in study.results]
     result["passes"] = {name: [[study.results[name, seed][f"pass {k + 1}"] for k in range(PASSES)]
-                               for seed in study.seeds] for name in ABLATION}
+                               for seed in study.seeds] for name in names}
     logs = [read_jsonl(Path(one.run) / "metrics.jsonl") for one in trunks.jobs.values()]
     result["seconds"] += sum(lines[-1]["seconds"] for lines in logs)
     write_json(path, result)
@@ -227,8 +243,10 @@ def draw_passes(result, path):
     """Error after each progressive pass, with and without the triple loss: one line a seed."""
     sheet = figure(5, 3.2)
     ax = sheet.add_subplot()
-    for name, colour in zip(ABLATION, ("tab:red", "tab:blue", "tab:green", "tab:orange"), strict=True):
-        for k, line in enumerate(result["passes"][name]):
+    colours = dict(zip(ABLATION, ("tab:red", "tab:blue", "tab:green", "tab:orange"), strict=True))
+    for name, lines in result["passes"].items():
+        colour = colours[name]
+        for k, line in enumerate(lines):
             label = name if k == 0 else None
             ax.plot(range(1, PASSES + 1), line, color=colour, marker="o", lw=1, label=label)
         ax.axhline(result["rows"][f"{name}, mean"]["direct"], color=colour, ls=":", lw=1)
@@ -237,3 +255,19 @@ def draw_passes(result, path):
     ax.set_title("dotted: the direct pass", fontsize=9)
     ax.legend(fontsize=8)
     sheet.savefig(path, dpi=120)
+
+
+@torch.no_grad()
+def draw_edits(study, path, n=4):
+    """n people never trained on, edited five times, each edit made of the one before: the truth, and below it
+    without and with the triple loss (the first seed)."""
+    one = study.jobs[WITH, study.seeds[0]]
+    (I, _), *targets = next(chains(one, gannotation.make_data(one, test=True), n))
+    blank, rows = torch.ones_like(I), [[truth for truth, _ in targets]]
+    for name in (WITHOUT, WITH):
+        paint, _ = gannotation.load(dataclasses.replace(study.jobs[name, study.seeds[0]]))
+        rows.append(gannotation.progressive(paint, I, [points for _, points in targets]))
+    columns = [(I, blank, blank), *zip(*rows, strict=True)]
+    titles = "input", *(f"edit {k + 1}" for k in range(PASSES))
+    grid([torch.stack(column, 1).flatten(0, 1) for column in columns], titles,
+         max(1, 96 // I.shape[-1])).save(path)
