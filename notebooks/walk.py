@@ -199,19 +199,20 @@ def objective(rows):
     display(Markdown("\n".join(lines)))
 
 
-def train(paper, cfg, width=900, rows=1, curves=(), shown=0):
+def train(paper, cfg, width=900, rows=1, curves=(), shown=0, face=0, scale=0):
     """A short training: four faces of its newest grid while it goes on, then a film of one over the steps.
 
     rows: how many rows of the grid are of that face; curves: names of the log to draw over the steps; shown:
-    how many rows of the newest grid (default: four faces').
+    how many rows of the newest grid (default: four faces'); face: which one the film follows; scale: how many
+    times as large as the pictures the grid's are (default: as most papers draw it).
     """
     grid, words, film = display(Markdown(""), display_id=True), display(Markdown(""), display_id=True), {}
-    sample = Run.sample
+    sample, high = Run.sample, (cfg.image_size + 2) * (scale or max(1, 128 // cfg.image_size))
 
     def live(self, step, image):
         sample(self, step, image)
         film[step] = image
-        seen = 14 + (shown or 4 * rows) * (cfg.image_size + 2) * max(1, 128 // cfg.image_size)
+        seen = 14 + (shown or 4 * rows) * high
         grid.update(picture(narrow(image.crop((0, 0, image.width, min(image.height, seen))), width), width))
         line = read_jsonl(self.folder / "metrics.jsonl")[-1]
         words.update(
@@ -226,20 +227,19 @@ def train(paper, cfg, width=900, rows=1, curves=(), shown=0):
     finally:
         Run.sample = sample
     if film:
-        some = dict(list(film.items())[:: max(1, len(film) // 5)])
-        show(strip(some, cfg.image_size, rows), width * 2 // 3)
+        some = dict(list(film.items())[:: -(-len(film) // 6)])
+        show(strip(some, 14 + face * rows * high, rows * high), width * 2 // 3)
     if curves:
         plot(drawn(read_jsonl(next(Path(cfg.run).rglob("metrics.jsonl"))), curves))
 
 
-def strip(film, size, rows):
-    """The first rows of every grid of a film {step: grid}, one below the other, with the steps beside."""
-    scale, first = max(1, 128 // size), next(iter(film.values()))
-    height = rows * (size + 2) * scale
+def strip(film, top, height):
+    """That band of every grid of a film {step: grid}, one below the other, with the steps beside."""
+    first = next(iter(film.values()))
     sheet = Pictures.new("RGB", (first.width + 60, 14 + height * len(film)), "white")
     sheet.paste(first.crop((0, 0, first.width, 14)), (60, 0))
     for k, (step, grid) in enumerate(film.items()):
-        sheet.paste(grid.crop((0, 14, grid.width, 14 + height)), (60, 14 + k * height))
+        sheet.paste(grid.crop((0, top, grid.width, top + height)), (60, 14 + k * height))
         ImageDraw.Draw(sheet).text((2, 14 + k * height + height // 2), f"step {step}", fill="black")
     return sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3))
 
