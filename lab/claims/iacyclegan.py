@@ -146,7 +146,7 @@ OURS, POOR, UNTUNED = "IACycleGAN", "poor first round, 5 %", "untuned recogniser
 # Chains of rounds. first: the share of its steps that round 0, CycleGAN, gets; tuned: whether the recognisers
 # are tuned after a round.
 CHAINS = {
-    OURS: dict(rounds=3),
+    OURS: dict(rounds=2),
     "shuffled identities": dict(rounds=1, identities="shuffled"),
     UNTUNED: dict(rounds=1, tuned=False),
     "tuned on real pictures only": dict(rounds=1, tuned=False, warm_recogniser=True),
