@@ -960,6 +960,7 @@ OTHER = {
     "nan": lambda b: last_number(b.decode(), "nan").encode(),
     "inf": lambda b: last_number(b.decode(), "-inf").encode(),
     "huge": lambda b: last_number(b.decode(), "1e30").encode(),
+    "far": lambda b: last_number(b.decode(), "987654321").encode(),
     "word": lambda b: last_number(b.decode(), "left").encode(),
     "html": lambda b: b"<!DOCTYPE html><title>404</title>\n" * 4,
 }

@@ -23,6 +23,7 @@ import test_stargan
 from conftest import tiny_flags
 from lab import UserError
 from lab.images import open_image
+from test_formats import OTHER, SAME
 
 TINY = {
     "stargan": dict(test_stargan.TINY, people=12),
@@ -441,35 +442,6 @@ def test_a_linked_folder_is_read_and_one_that_cannot_be_is_named(tell, tmp_path,
 # ----------------------------------------------------------------------------------------------------
 # annotations
 
-
-def changed_number(text, new):
-    """The last number of a text replaced."""
-    words = text.rstrip("}\n ").rsplit(maxsplit=1)
-    return words[0] + " " + new + text[len(text.rstrip("}\n ")) :]
-
-
-SAME = {  # other bytes, the same meaning
-    "byte order mark": lambda b: b"\xef\xbb\xbf" + b,
-    "windows lines": lambda b: b.replace(b"\n", b"\r\n"),
-    "blank at the end": lambda b: b + b"\n \n",
-}
-OTHER = {
-    "empty": lambda b: b"",
-    "blank": lambda b: b" \n\n",
-    "utf-16": lambda b: b.decode().encode("utf-16"),
-    "latin-1": lambda b: b[: len(b) // 2] + b"\xe9\xff" + b[len(b) // 2 :],
-    "binary": lambda b: np.random.default_rng(0).bytes(2000),
-    "zeros": lambda b: bytes(len(b)),
-    "cut": lambda b: b[: len(b) // 2 + 1],
-    "twice": lambda b: b + b,
-    "first line lost": lambda b: b.split(b"\n", 1)[1] if b"\n" in b else b"",
-    "nan": lambda b: changed_number(b.decode(), "nan").encode(),
-    "inf": lambda b: changed_number(b.decode(), "-inf").encode(),
-    "huge": lambda b: changed_number(b.decode(), "1e30").encode(),
-    "far": lambda b: changed_number(b.decode(), "987654321").encode(),
-    "word": lambda b: changed_number(b.decode(), "left").encode(),
-    "html": lambda b: b"<!DOCTYPE html><title>404</title>\n" * 4,
-}
 NOTES = {  # annotation file: data set, its name
     "points": ("300-W", "lfpw/trainset/image_0003.pts"),
     "attributes": ("CelebA", "list_attr_celeba.txt"),
@@ -481,8 +453,6 @@ NOTES = {  # annotation file: data set, its name
     "list of made-up": ("MT", "makeup.txt"),
     "points beside": ("two folders", "after/3.pts"),
 }
-
-
 CHANGES = [*SAME, *OTHER, "folder", "no such file", "fifo"]
 
 
