@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from lab import UserError
 from lab.files import beside
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")         # the picture itself is fine
 
 
 # =================================================================================== picture files
