@@ -154,7 +154,8 @@ CHAINS = {
     POOR: dict(rounds=1, first=.05),
 }
 # The chains of each part; one that two parts need is trained once.
-PARTS = {"rounds": list(CHAINS)[:4], "poor": [UNTUNED, *list(CHAINS)[4:]]}
+PARTS = {"rounds": [name for name, change in CHAINS.items() if "first" not in change],
+         "poor": [UNTUNED, *(name for name, change in CHAINS.items() if "first" in change)]}
 
 
 def ablate(cfg):
@@ -177,7 +178,7 @@ def ablate(cfg):
     steps = cfg.steps or cfg.epochs * -(-cfg.people // cfg.batch_size)
     base = dataclasses.replace(cfg, fresh=False, part="all", first=1., tuned=True, identities="right",
                                steps=steps)
-    names, jobs = dict.fromkeys(name for part in parts for name in PARTS[part]), {}
+    names, jobs = list(dict.fromkeys(name for part in parts for name in PARTS[part])), {}
     for seed in SEEDS:
         for name in names:
             run = str(folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}")
@@ -245,7 +246,7 @@ def rows(study, names):
         for r in range(CHAINS[name]["rounds"] + 1):
             title = f"{name}: round {r}" if r else f"{name}: CycleGAN"
             study.row(title, **{k: study.values(name, f"round {r}: {k}") for k in measures})
-    study.row("the true pictures", **{k: study.values(next(iter(names)), f"true: {k}") for k in measures})
+    study.row("the true pictures", **{k: study.values(names[0], f"true: {k}") for k in measures})
 
 
 def rank_1(study, name, r):
