@@ -27,19 +27,20 @@ papers maximise log-likelihoods; here cross-entropies are minimised, which is th
     [softmax] identity by the encoder alone: the rival, and a start for the encoder
 
 Run it:
-    python drgan.py --train                              toy faces, one picture a person
-    python drgan.py --train --images-per-subject 6 --weights runs/drgan/last.pt --run runs/six   from six
+    python drgan.py --train                              toy faces; a feature of one picture
+    python drgan.py --train --images-per-subject 6 --weights runs/drgan/last.pt --run runs/six   of six
     python drgan.py --train --data CFP                   or Multi-PIE; or poses.txt: 0000045/001.jpg -32.5
     python drgan.py --evaluate                           recognition by yaw, rotation, fusion, confidence
     python drgan.py --ablate --part fusion               the papers' claims, three seeds
     python drgan.py --infer a.png b.png [--to c.png]     one person in every pose; towards another person
 
 Differs from the papers and the authors' code, because:
-    batch norm in D   the authors' code passes real and drawn pictures through D in one batch; here apart
-    encoder's end     no ELU (as the authors' code): f may be negative, and w come near 0
-    G's terms         the papers sum those of a person's n + 1 drawings; here a batch shares one mean
-    data              people and pictures are drawn with replacement; in colour; no code for the light; the
-                      encoder sees a quarter of the toy pictures blurred or covered, D sees them clean
+    batch norm   theirs treats the first pictures of all people, the second ... the fused drawings as batches
+                 of their own, but real and drawn as one in D's last layers; here all real, all drawn
+    last ELU     D has one, theirs not; the encoder, as theirs, has none: f may be negative, and w near 0
+    G's terms    the papers sum those of a person's n + 1 drawings; here a batch shares one mean
+    data         drawn with replacement; in colour; no mirroring or rotation; no code for the light; the
+                 encoder sees a quarter of the toy pictures blurred or covered, D sees them clean
 """
 import copy
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class Config(Settings):
     image_size: int = 96              # C: cut at random from 100 px
     people: int = 500                 # ours: toy people to train on
     copies: int = 8                   # ours: toy pictures of each person at each of nine yaws
-    poses_seen: int = 0               # ours: at so many of these, as few people are seen from all; 0 = at all
+    poses_seen: int = 0               # ours: each toy person is seen at so many of these yaws only; 0 = all
     degraded: float = .25             # ours: share of toy pictures that the encoder sees blurred or covered
     test_people: int = 0              # the last so many; 0 = CFP: fold 10; Multi-PIE: after 200; else a tenth
     # networks
@@ -87,7 +88,7 @@ class Config(Settings):
     drop: float = .5                  # C has the dropout on confidences; its share is ours
     # training
     steps: int = 100_000              # ours: G's, with the pretraining; the papers' length is unknown
-    pretrain: float = 0.              # this share of the steps first trains classifiers (authors' code: one)
+    pretrain: float = 0.              # share of the steps that first train classifiers (theirs: the encoder)
     average: float = 0.               # ours, off: the G that is kept is a running mean of the one in training
     batch_size: int = 64              # C
     lr: float = 2e-4                  # C
@@ -271,7 +272,7 @@ class Discriminator(nn.Module):
         self.trunk, self.fc = Encoder(n_f, width), nn.Linear(n_f, sum(self.sizes))
 
     def forward(self, x):
-        h = F.elu(self.trunk.main(x)).float().mean((2, 3))             # with the last ELU: C's table
+        h = F.elu(self.trunk.main(x)).float().mean((2, 3))             # last ELU: ours, see above
         with torch.autocast(h.device.type, enabled=False):             # a softmax over many needs its digits
             return self.fc(h).split(self.sizes, 1)
 
@@ -346,8 +347,7 @@ class Balance(nn.Module):
     """C: once D is near its optimum, G gets more steps than D. A module, so that checkpoints hold it.
 
     The paper does not say when. Here: as soon as 9 of 10 answers are right in the worst of three tasks: real,
-    drawn, who. (A port asks the same of the mean of these and pose.) The accuracies are running means of
-    every fourth look. They stay on the processor: a GPU would wait for every look.
+    drawn, who. (A port: of the mean of these and pose.) Running means, on the processor, which saves waits.
     pretrain_steps: of `pretrain`; in the checkpoint, since a longer --steps must not change it.
     """
 
@@ -489,8 +489,8 @@ def pretrain(cfg, run, data, G, G_mean, D, classifier, opt_G, opt_D, balance):
     """Authors' code, before the papers' training and no part of it: the encoder as a plain classifier.
 
     Ours: D learns who and which pose, too, or the encoder would forget again, with a teacher who knows
-    nothing. With lambda_pair G draws each person's next picture of the batch, in its pose. Then Adam begins
-    anew for G: used to small gradients, it would leap and lose the drawings. pretrain = 1: nothing else.
+    nothing. With lambda_pair G draws another picture of each person, in its pose. Then Adam begins anew: on
+    larger gradients its first steps would be huge, and lose the drawings. pretrain = 1: nothing else.
     """
     data.n = max(2, data.n) if cfg.lambda_pair else data.n             # of each person, one after another
     until = cfg.steps if cfg.pretrain == 1 else balance.pretrain_steps.item()
@@ -501,11 +501,11 @@ def pretrain(cfg, run, data, G, G_mean, D, classifier, opt_G, opt_D, balance):
             _, d_real, p_real = D(add_noise(x, cfg.d_noise))
         L_softmax, L_pair = loss_softmax(classifier(f), y_d), 0.                             # [softmax]
         if cfg.lambda_pair:
-            x_next, c = (t.unflatten(0, (-1, data.n)).roll(1, 1).flatten(0, 1) for t in (x, y_p))
+            x_other, c = (t.unflatten(0, (-1, data.n)).roll(1, 1).flatten(0, 1) for t in (x, y_p))
             z = torch.rand(len(f), cfg.noise, device=f.device) * 2 - 1
             with autocast(cfg):
                 x_hat = G.decode(f, pose_code(c, G.n_poses, cfg), z)
-            L_pair = (x_hat - x_next).abs().mean()
+            L_pair = (x_hat - x_other).abs().mean()
         L_G = L_softmax + cfg.lambda_pair * L_pair
         opt_G.zero_grad()
         L_G.backward()

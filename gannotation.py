@@ -38,9 +38,9 @@ Differs from the authors' training code of 2019, which is another method (line d
 no mask, no identity loss) than the paper's and their published generator's:
     pairs         they draw source and third 51-200 frames from the target; here target and third from the
                   source I, with which the paper's losses begin
-    optimiser     they decay weights (5e-4) and clip gradients at norm 1; the paper mentions neither
+    optimiser     weights decay (5e-4), gradients are clipped at norm 1, Adam's betas are (.5, .9)
     range         heatmaps in [0, 1], as in their demo; their line drawings lie in [-1, 1]
-    wgan-gp       --adversarial wgan-gp changes the loss alone; they add --d-steps 4 --betas .5 .9
+    wgan-gp       --adversarial wgan-gp changes the loss alone; they add --d-steps 4
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,12 +91,12 @@ class Config(Settings):
     lambda_gp: float = 10.            # authors' training code, for wgan-gp
     perceptual: str = choice("vgg", "recogniser")   # section 2.3.6; recogniser: needs no weights
     light_cnn: str = ""               # ours: file of Wu et al.'s Light CNN-9; none = toy recogniser
-    # training. Authors' code: about 2,970 batches of 64 an epoch, lr x 0.1 after each. After three epochs it
-    # has vanished; with wgan-gp a fifth of those batches are G's steps. The paper's length is not known.
+    # training. Authors' code: 190,000 frames, 2,970 batches of 64 an epoch, lr x 0.1 after each. After three
+    # it has vanished; with wgan-gp a fifth of those batches are G's steps. The paper's length is not known.
     steps: int = 100_000              # ours; authors' code: about 8,900 batches before lr vanishes
     batch_size: int = 32              # ours: fits small GPUs; authors' training code 64
     lr: float = 1e-4                  # authors' training code
-    betas: tuple = (.5, .999)         # section 3 [note]; authors' training code (0.5, 0.9)
+    betas: tuple = (.5, .999)         # section 3; authors' training code (0.5, 0.9)
     decay_from: float = .5            # ours: constant, then linear to 0; authors' code x 0.1 every epoch
     warm_up: float = .1               # ours: part of the training before the consistency losses start
     ramp: float = .1                  # ours: part of the training in which they grow to full weight
@@ -191,9 +191,9 @@ class Faces:
     def shape(self, index, angle=0., mirror=None, bend=None):
         """Landmarks in a crop [B, n, 2], and look(p): the place in `images` that its pixels p show.
 
-        angle: standard deviation of the turn, degrees, at most 40; the margin then varies, too, by 4 N(0, 1)
-        per cent (authors' code). 0 = upright. mirror, bend: [B] bool. bend: move the landmarks towards those
-        of another picture, and the picture with them. So a photograph that is no video gets its pair.
+        angle: std of the turn in degrees, cut to +-40; then the margin varies, too, by 4 N(0, 1) per cent
+        (authors' code). 0: as it is. mirror, bend: [B] bool. bend: move the landmarks towards those of
+        another picture, and the picture with them. So a photograph that is no video gets its pair.
         """
         cfg, B, S, g = self.cfg, len(index), self.cfg.image_size, self.generator
         tight, turn = torch.full((B,), cfg.tight), torch.zeros(B)
@@ -538,8 +538,8 @@ def load(cfg):
 def painter(cfg, G, theirs=False):
     """paint(I, s) -> I^ = G(I; H(s)), without gradient. I: [B, 3, S, S] in [-1, 1]; s: [B, n, 2] in pixels.
 
-    theirs: G is the authors' and is fed as in their demo: pictures in [0, 1] (its result is in [-1, 1], all
-    the same), and heatmaps drawn at whole pixels, cut to 7 x 7.
+    theirs: G is the authors' and is fed as in their demo: pictures in [0, 1] (although its
+    result is in [-1, 1]), and heatmaps drawn at whole pixels, cut to 7 x 7.
     """
     @torch.no_grad()
     def paint(I, s):

@@ -87,7 +87,7 @@ class Config(Settings):
     rounds: int = 2                   # ours: rounds after CycleGAN; the paper's chain, tuning twice, is 1
     epochs: int = 200                 # the paper: 100 constant, 100 to zero; here in every round
     steps: int = 0                    # ours: of the generators in every round; 0 = epochs
-    copy_steps: int = 0               # ours, off: of these, the first, in which G_X and G_Y learn to copy
+    copy_steps: int = 0               # ours, off: so many of the first steps G_X and G_Y only learn to copy
     batch_size: int = 1               # CycleGAN
     lr: float = 2e-4                  # the paper
     betas: tuple = (.5, .999)         # CycleGAN
@@ -148,10 +148,10 @@ class Pairs:
         of toy faces like somebody else's.
         """
         who, anybody = torch.randint(len(self), (2, batch_size), generator=self.generator)
-        shown = who if self.cfg.identities == "right" else anybody
+        judged = who if self.cfg.identities == "right" else anybody
         of_x, of_y = self.crops(batch_size), self.crops(batch_size)
         return (self.view(self.X, who, of_x), self.view(self.Y, who, of_y),
-                self.view(self.X, shown, of_y), self.view(self.Y, shown, of_x))
+                self.view(self.X, judged, of_y), self.view(self.Y, judged, of_x))
 
     def crops(self, count, g=None):
         """Where to crop `count` pictures, drawn at random: top, left, and whether to mirror; [count] each."""
@@ -333,7 +333,9 @@ def start(cfg):
 
 
 def of_round(cfg, r):
-    """The settings of round r, in a folder of its own. What only `train` reads is alike in all chains."""
+    """The settings of round r, in a folder of its own. What only `train` reads is alike in all
+    chains, so that those that share a round share its checkpoint.
+    """
     one = replace(cfg, run=f"{cfg.run}/round{r}", rounds=0, first=1., tuned=True, warm_recogniser=False)
     if r == 0:
         one.steps, one.identities = max(1, round(cfg.steps * cfg.first)), "right"
@@ -384,7 +386,7 @@ def train_generators(cfg, phi, data, held_out, lambda_idp):
 
     # Losses that train the generators are named after the one that draws: G_X's (photo -> sketch) end in _X,
     # G_Y's in _Y, cycles after their first generator. L_D_X, L_D_Y train D_X, D_Y: L_D_Y opposes L_adv_X.
-    # y_of_person is y, cropped and mirrored anew (--identities shuffled: another person's).
+    # y_of_person is the sketch y in the crop and mirroring of x (--identities shuffled: another person's).
     for step, (x, y, x_of_person, y_of_person) in run.batches(cfg.batch_size):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
 
@@ -511,7 +513,7 @@ def load_recognisers(cfg, path):
 
 
 def fixed_batch(data, n=6):
-    """n pairs that do not change, as held-out ones in every log line and grid: x, y [n, 3, S, S]."""
+    """n pairs, always the same, for log lines, grids and the weight of [idp]: x, y [n, 3, S, S]."""
     index = torch.linspace(0, len(data) - 1, min(n, len(data))).round().long()
     return data.middle(data.X, index), data.middle(data.Y, index)
 
@@ -537,7 +539,7 @@ def health(G_X, G_Y, D_X, D_Y, shown):
 
 @torch.no_grad()
 def sample_grid(G_X, G_Y, shown):
-    """Photo, drawn sketch, way back, the artist's, drawn from memory; and the same from sketch to photo."""
+    """Photo, drawn sketch, way back, the artist's sketch; and the same from sketch to photo."""
     x, y = shown
     y_fake, x_fake = G_X(x), G_Y(y)
     columns = {"photo": x, "G_X(x)": y_fake, "G_Y(G_X(x))": G_Y(y_fake), "artist's sketch": y,

@@ -38,7 +38,8 @@ Differs from the paper, because:
     warm-up     the paper takes F from a CycleGAN; here F learns first, with a G that sees no reference
     together    the paper trains F and G in turns after the warm-up; here one step moves both
     logarithms  as in the paper, but G and F minimise the usual non-saturating form
-Unknown, so ours: widths, learning rate, batch size, the weights' ramp; that D_Y is not shown W as false.
+Unknown, so ours: widths, learning rate, batch size, mirroring and turning, the weights' ramp; that D_Y is
+not shown W as false. Faces are drawn at random in every step.
 """
 import dataclasses
 import shutil
@@ -193,7 +194,7 @@ class Pairs:
             return value.to(device, non_blocking=True).expand(batch_size)
 
         mirror = one_for_all(-1, 1) > 0
-        turn = one_for_all(-15, 15) if self.region == "eyes" else None           # the paper's circles, too
+        turn = one_for_all(-15, 15) if self.region == "eyes" else None           # ours: eyes turn, too
         x, y = self.cut(self.bare, i, mirror, turn)[0], self.cut(self.made, j, mirror, turn)[0]
         pair = self.true if self.cfg.pairs == "true" else self.warped
         return x, y, pair(i, j, mirror, turn) if self.cfg.lambda_P else x        # without D_S nobody needs w
@@ -421,8 +422,8 @@ def train_region(cfg, data, held_out):
         with frozen(D_X, D_Y, D_S), autocast(cfg):
             y_fake = G(x, y)
             x_fake = F(y)
-            x_seen, y_goal = add_noise(cfg.noise, x_fake, y)           # ours: 0 in Config, on in SMALL
-            y_seen, x_goal = add_noise(cfg.noise, y_fake, x)           # the same noise on both
+            x_seen, y_goal = add_same_noise(cfg.noise, x_fake, y)           # ours: 0 in Config, on in SMALL
+            y_seen, x_goal = add_same_noise(cfg.noise, y_fake, x)           # the same noise on both
             x_back = F(y_seen)
             y_back = G(x_seen, y_seen)
             score_made_up = D_Y(y_fake)
@@ -476,7 +477,7 @@ def warm_up_F(cfg, run, G, F, D_X, D_Y, D_S, opt_GF, opt_D, shown):
         with frozen(D_X, D_Y), autocast(cfg):
             y_fake = G(x, x)
             x_fake = F(y)
-            y_seen, x_goal = add_noise(cfg.noise, y_fake, x)
+            y_seen, x_goal = add_same_noise(cfg.noise, y_fake, x)
             x_back = F(y_seen)
             score_made_up = D_Y(y_fake)
             score_bare = D_X(x_fake)
@@ -509,8 +510,8 @@ def warm_up_G(cfg, run, G, F, D_X, D_Y, D_S, opt_GF, opt_D, shown):
         with frozen(F, D_X, D_Y, D_S), autocast(cfg):
             y_fake = G(x, y)
             x_fake = F(y)
-            x_seen, y_goal = add_noise(cfg.noise, x_fake, y)
-            y_seen, x_goal = add_noise(cfg.noise, y_fake, x)
+            x_seen, y_goal = add_same_noise(cfg.noise, x_fake, y)
+            y_seen, x_goal = add_same_noise(cfg.noise, y_fake, x)
             x_back = F(y_seen)
             y_back = G(x_seen, y_seen)
             score_made_up = D_Y(y_fake)
@@ -539,7 +540,7 @@ def warm_up_G(cfg, run, G, F, D_X, D_Y, D_S, opt_GF, opt_D, shown):
             run.sample(step, sample_grid(G, F, shown))
 
 
-def add_noise(std, *pictures):
+def add_same_noise(std, *pictures):
     """The same normal noise on source and target, as it comes through to the latter: hidden signals drown."""
     noise = std * torch.randn_like(pictures[0]) if std else 0.
     return [picture + noise for picture in pictures]

@@ -39,6 +39,7 @@ Differs from the authors' codes, because:
     learning rate  falls to 0 in the second half (C, PyTorch); P and its Torch code keep it: --decay-from 1
     identity loss  off; both codes have it always, C for paintings and flowers only: --lambda-idt 5
     D's loss       is halved (P 3.3, C's appendix, PyTorch); Torch halves only the number that it prints
+    C's Torch code has instance norms with weights and a D of 35 x 35 scores, and steps G, D_Y, F, D_X in turn
 """
 import math
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class Config(Settings):
     # training
     epochs: int = 200                 # P 6.2, C 7.1, for their small sets
     steps: int = 0                    # ours: 0 = epochs
-    copy_steps: int = 0               # ours, off: of the steps, the first, in which G and F learn to copy (c)
+    copy_steps: int = 0               # ours, off: so many of the first steps G and F only learn to copy (c)
     batch_size: int = 1               # P 6.2, C 4
     lr: float = 2e-4                  # P 3.3, C 4
     betas: tuple = (.5, .999)         # P 3.3; PyTorch code
@@ -273,7 +274,7 @@ def discriminator(patch=70, in_channels=3, width=64, norm="batch"):
 
 
 def build(cfg):
-    """{name: network}. CycleGAN's are G_A, G_B, D_B, D_A in its codes, where D_A judges what G_A makes."""
+    """{name: network}. G, F, D_X, D_Y of CycleGAN: G_A, G_B, D_B, D_A in its codes; D_A judges G_A's."""
     if cfg.model == "pix2pix":
         nets = {"G": UNet(int(math.log2(cfg.image_size)), cfg.width, cfg.skips, cfg.dropout, cfg.nearest),
                 "D": discriminator(cfg.patch, 6 if cfg.conditional else 3, cfg.d_width, "batch")}
@@ -473,10 +474,10 @@ def train_cyclegan(cfg, data, held_out, G, F, D_X, D_Y):
 
 
 @torch.no_grad()
-def in_batches(cfg, net, x, noise=0):
-    """net(x) in batches as in training: batch norm sees them. noise: a seed for G's dropout alone."""
+def in_batches(cfg, net, x, seed=0):
+    """net(x) in batches as in training: batch norm uses their statistics. seed: of G's dropout, z."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(noise)
+        torch.manual_seed(seed)
         return torch.cat([net(part) for part in x.split(cfg.batch_size)])
 
 
@@ -514,7 +515,7 @@ def sample_grid(cfg, shown, G, F=None):
     x, y, _ = shown
     columns = {"x": x, "G(x)": in_batches(cfg, G, x)}
     if F is None:
-        columns |= {"again": in_batches(cfg, G, x, noise=1), "y": y}
+        columns |= {"again": in_batches(cfg, G, x, seed=1), "y": y}
     else:
         columns |= {"F(G(x))": in_batches(cfg, F, columns["G(x)"]), "y": y, "F(y)": in_batches(cfg, F, y)}
         columns["G(F(y))"] = in_batches(cfg, G, columns["F(y)"])

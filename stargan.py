@@ -31,8 +31,8 @@ Run it:
 
 Differs from the authors' code, because:
     learning rate   their decay lacks a factor of 1000 and ends at 9.99e-5; here it falls to 0 (paper)
-    test split      theirs holds out 1999 pictures; here 2000 of the same shuffle, at most a tenth
-    two hair colours   such pictures are left out before the split: no target may have two
+    sampling        pictures are drawn with replacement; theirs go through a shuffled list
+    test split      2000 of a shuffle, at most a tenth, none of two hair colours (no target has); theirs 1999
     instance norm   no running statistics: theirs are never used, and break the network under eval()
 """
 import dataclasses
@@ -85,7 +85,7 @@ class Config(Settings):
     lambda_triple: float = 0.         # off: not this paper's; the authors of the triple loss: 10
     lambda_copy: float = 30.          # ours: in the first copy_steps only
     # training
-    copy_steps: int = 0               # ours, off: of the steps, the first, in which G learns to copy
+    copy_steps: int = 0               # ours, off: so many of the first steps G only learns to copy
     steps: int = 200_000              # authors' code; paper: 20 epochs of CelebA 250,750, 200 of RaFD 54,270
     batch_size: int = 16              # section 5.3
     n_critic: int = 5                 # section 5.3: D's steps for one of G
@@ -99,7 +99,7 @@ class Config(Settings):
 # Minutes on a processor. All of it is ours.
 SMALL = dict(
     image_size=48, width=32, residual_blocks=3, d_width=16, d_layers=4,    # small but wide paints better
-    people=10_000, studio=200, variety=0.,  # of fewer D knows the labels by heart; colours are hard for G
+    people=10_000, studio=200, variety=0.,  # D learns fewer by heart; variety 0: coloured walls are hard
     copy_steps=600,                         # else G may paint inverted colours: inverted twice they are right
     batch_size=8, n_critic=2, steps=20_000, lr=7e-4, lambda_rec=30.,       # few steps, so large ones
     decay_from=.25,                         # small ones at the end make the colours right
@@ -171,7 +171,7 @@ def scan(cfg):
 
 
 def shrunk(photo, side):
-    """The central square of a photograph, side x side; bilinear, as in the authors' code."""
+    """The central square of a photograph, bilinear, as in the authors' code. (RaFD: cut faces out first.)"""
     return square(photo, side, Image.Resampling.BILINEAR)
 
 
@@ -456,7 +456,7 @@ def learn_to_copy(cfg, run, data, G, opt_G):
     """Ours, before the paper's training and off in its recipe: G learns to give back its input.
 
     Instance norm removes the absolute colours, and a short training has no time to find them by the cycle.
-    The weight is large, since Adam, which divides by past gradients, would leap at the paper's objective.
+    The weight is large: after small gradients Adam's first steps on the paper's objective would be huge.
     """
     for step, batches in run.batches(cfg.batch_size, until=cfg.copy_steps):
         L_copy = 0.

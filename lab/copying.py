@@ -8,8 +8,8 @@ def learn_to_copy(cfg, run, opt, generators, loss):
     """For the first cfg.copy_steps steps each generator learns to give back pictures of both domains.
 
     Else both may paint negatives, which satisfies the cycle. loss: the paper's identity loss, of a picture
-    and what a generator makes of it. Its weight is the cycle's: Adam, which divides by past gradients, would
-    leap at the paper's objective. opt steps the generators; x and y come first in the batches of run.
+    and what a generator makes of it. Its weight is the cycle's: after small gradients Adam's first step
+    on the paper's objective would be huge. opt steps the generators; x and y come first in run's batches.
     """
     for step, (x, y, *_) in run.batches(2 * cfg.batch_size, until=cfg.copy_steps):
         both = torch.cat([x, y])

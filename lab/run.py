@@ -31,7 +31,7 @@ class Settings:
     cache: str = "runs/cache"         # ours: decoded pictures and small judges, shared by all runs
     device: str = "auto"              # ours: cuda where it is there
     seed: int = 0                     # ours
-    amp: bool | None = None           # ours: bfloat16; None = where it is faster, see the paper's AMP_ON_CUDA
+    amp: bool | None = None           # ours: bfloat16; None = where it pays, see the paper's AMP_ON_CUDA
     compile: bool = False             # ours: torch.compile; pays on a GPU after minutes of training
     fresh: bool = False               # ours: start over instead of continuing
     skip_bad: bool = False            # ours: go on without unreadable files
@@ -41,7 +41,7 @@ class Settings:
     sample_every: int = 250           # ours: steps between sample grids
     stop_after: int = 0               # ours: stop, saved, after this step; 0 = at the end
 
-    AMP_ON_CUDA = True                # not a setting: is bfloat16 faster on a GPU with this recipe?
+    AMP_ON_CUDA = True                # not a setting: does bfloat16 save time or memory on a GPU?
 
 
 # Two runs are the same run whatever these are

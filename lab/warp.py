@@ -182,9 +182,9 @@ def skin_colour(pictures, anchors):
 def blended(x, pasted, mask, gain):
     """pasted, its colours times `gain` [B, 3] (.4 to 2.5), where mask [B, 1, S, S] is 1; x where it is 0.
 
-    The paper blends by Poisson's equation. Here skin is given the source's colour as a whole, by the ratio of
-    the two faces' median colours: contrasts stay, and what differs at the rim (a lock of hair) does not run
-    into the face.
+    The paper's recipe may blend by Poisson's equation. Here skin is given the source's colour as a whole, by
+    the ratio of the two faces' median colours: contrasts stay, and what differs at the rim (a lock of hair)
+    does not run into the face.
     """
     toned = ((pasted / 2 + .5 + LIFT) * gain.clamp(.4, 2.5)[..., None, None] - .5 - LIFT) * 2
     return x + mask * (toned.clamp(-1, 1) - x)

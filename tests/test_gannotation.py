@@ -571,7 +571,7 @@ def test_settings_that_do_not_fit(tiny, change, message):
 def test_what_is_told_of_the_authors_recipe():
     """About 2,970 batches an epoch, and lr x 0.1 after each of three."""
     assert f"about {round(3 * 2970, -2):,} batches" in sources(Config)["steps"]
-    for departure in ("from the target", "5e-4", "norm 1", "[-1, 1]", "--d-steps 4 --betas .5 .9"):
+    for departure in ("from the target", "5e-4", "norm 1", "[-1, 1]", "(.5, .9)", "--d-steps 4"):
         assert departure in gan.__doc__
 
 

@@ -85,7 +85,7 @@ def measure(cfg, nets, data):
 
 def one_way(cfg, name, net, x, truth, data, paint, back):
     """Rows of `measure` for one generator. truth: of x, if data.paired; back: [the other one], or []."""
-    y = paper.in_batches(cfg, net, x, noise=cfg.seed)
+    y = paper.in_batches(cfg, net, x, seed=cfg.seed)
     shown = {name: y}
     if data.paired:
         shown |= {f"{name}: the truth": truth} | ({f"{name}: copy the input": x} if back else {})
