@@ -53,8 +53,8 @@ class PatchGAN(nn.Module):
     """A discriminator that scores patches (Isola et al. 2017, section 3.2.2).
 
     One convolution per entry of `widths`, with the stride in `strides`; `norm` after each but the first; then
-    a head with one output channel. forward(x, condition=None): x [B, c, H, W]; condition [B, c', H, W] is
-    joined to it (in_channels counts both). Returns unbounded scores [B, 1, h, w].
+    a head with one output channel. forward(*pictures): each [B, c, H, W], joined (in_channels counts
+    all). Returns unbounded scores [B, 1, h, w].
     """
 
     def __init__(self, in_channels=3, widths=(64, 128, 256, 512), strides=(2, 2, 2, 1), kernel=4, norm=None,
@@ -68,9 +68,8 @@ class PatchGAN(nn.Module):
         self.trunk = nn.Sequential(*layers)
         self.head = nn.Conv2d(c, 1, head_kernel, 1, 1 if head_kernel > 1 else 0, bias=head_bias)
 
-    def forward(self, x, condition=None):
-        x = x if condition is None else torch.cat([x, condition], 1)
-        return self.head(self.trunk(x)).float()
+    def forward(self, *pictures):
+        return self.head(self.trunk(torch.cat(pictures, 1))).float()
 
     def receptive_field(self):
         """Side of the square of input pixels that one score sees."""
@@ -147,19 +146,19 @@ def receptive_field(net):
     return r
 
 
-def init_normal(net, std=.02):
-    """Every (transposed) convolution and linear weight ~ N(0, std), biases 0; batch norm scale ~ N(1, std).
+def init_normal(net):
+    """Every (transposed) convolution and linear weight ~ N(0, .02), biases 0; batch norm scale ~ N(1, .02).
 
     DCGAN's rule (Radford et al. 2016), in all official codes of the papers here except StarGAN's. Returns
     net.
     """
     for m in net.modules():
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            nn.init.normal_(m.weight, 0., std)
+            nn.init.normal_(m.weight, 0., .02)
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
         elif isinstance(m, nn.BatchNorm2d):
-            nn.init.normal_(m.weight, 1., std)
+            nn.init.normal_(m.weight, 1., .02)
     return net
 
 
@@ -206,8 +205,6 @@ def wgan_D(real, fake):
 
 
 wgan_G = hinge_G
-GAN_LOSSES = {"vanilla": (vanilla_D, vanilla_G), "lsgan": (lsgan_D, lsgan_G), "hinge": (hinge_D, hinge_G),
-              "wgan-gp": (wgan_D, wgan_G)}
 
 
 def gradient_penalty(critic, real, fake):

@@ -55,7 +55,7 @@ from common import PatchGAN, ResidualBlock, conv_block, crop_box, heatmaps, line
 from lab import UserError, authors, say, toyfaces, toysets, views
 from lab.authors import FaceFeatures, Perception
 from lab.cli import cli
-from lab.files import load_weights, out_folder, read_checkpoint, reads_checkpoint
+from lab.files import load_nets, load_weights, out_folder, read_checkpoint, reads_checkpoint
 from lab.formats import landmarks as formats
 from lab.images import draw, draw_points, grid, open_image, to_tensor, write_gif
 from lab.machine import resolve_device
@@ -299,7 +299,7 @@ def loss_adv_D(real, fake, form="hinge"):
     "wgan-gp" (authors' training code): -E[D(I_t)] + E[D(I^)], with loss_gp beside it. real, fake: unbounded
     scores of any shape. Scalar.
     """
-    return common.GAN_LOSSES[form][0](real, fake)
+    return {"hinge": common.hinge_D, "wgan-gp": common.wgan_D}[form](real, fake)
 
 
 def loss_gp(D, I_t, I_hat):
@@ -414,7 +414,7 @@ def train(cfg):
     G, D = build(cfg)
     Phi, Psi = FaceFeatures(cfg), Perception(cfg)                      # frozen; Phi: who it is; Psi: maps
     if cfg.weights:
-        load_weights(G, checkpoint(cfg.weights)["nets"].get("G", {}), cfg.weights)
+        load_nets({"G": G, "D": D}, checkpoint(cfg.weights), cfg.weights)
     say(f"{len(data)} pictures; G {common.n_parameters(G):,} parameters, D {common.n_parameters(D):,}, "
         f"one score sees {D.receptive_field()} px")
     G, D, Phi, Psi = to_device(cfg, G, D, Phi, Psi)

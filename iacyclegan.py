@@ -57,7 +57,7 @@ from lab.copying import learn_to_copy
 from lab.files import (check_paper, load_checkpoint, load_weights, out_folder, read_checkpoint,
                        reads_checkpoint, save_checkpoint)
 from lab.formats import named_pictures, sketches
-from lab.images import decoded_images, draw_crops, grid, open_image, padded, report_bad, to_tensor, to_uint8
+from lab.images import decoded_images, draw_crops, grid, open_image, padded, report_found, to_tensor, to_uint8
 from lab.machine import resolve_device
 from lab.run import Run, Settings, autocast, choice, frozen, require, restore_config, to_device
 
@@ -101,7 +101,7 @@ class Config(Settings):
     part: str = choice("all", "rounds", "poor")     # ours: of --ablate
     identities: str = choice("right", "shuffled")   # ours: shuffled = [idp] compares with anybody
     tuned: bool = True                # the paper; --no-tuned: recognisers stay as they were
-    first: float = 1.                 # ours: share of the steps that round 0, CycleGAN, gets
+    first: float = 1.                 # ours: share of its steps, copying too, that round 0, CycleGAN, gets
 
 
 # Minutes on a processor. All of it is ours.
@@ -182,7 +182,7 @@ def scan(cfg):
 def photographs(cfg, test):
     """The training or the test part of a real data set, decoded once; edges repeated to a square."""
     found, L = scan(cfg), load_size(cfg)
-    report_bad(found["bad"], len(found["images"]) + len(found["bad"]), cfg.skip_bad)
+    report_found(found, cfg.skip_bad)
     mine = [pair for pair, is_test in zip(found["pairs"], found["test"], strict=True) if is_test == test]
     files = [path for pair in mine for path in pair]                   # photo, sketch, photo, sketch ...
 
@@ -317,7 +317,7 @@ def validate(cfg):
     require(cfg, "pool_size", not 0 < cfg.pool_size < cfg.batch_size, "at least --batch-size, or 0")
     require(cfg, "epochs", cfg.epochs or cfg.steps, "at least 1, or --steps")
     if cfg.weights:
-        raise UserError("--weights: every round starts from scratch; give it with --infer")
+        raise UserError("--weights: every round starts from scratch; give it with --evaluate or --infer")
 
 
 def start(cfg):
@@ -338,7 +338,8 @@ def of_round(cfg, r):
     """
     one = replace(cfg, run=f"{cfg.run}/round{r}", rounds=0, first=1., tuned=True, warm_recogniser=False)
     if r == 0:
-        one.steps, one.identities = max(1, round(cfg.steps * cfg.first)), "right"
+        one.steps, one.copy_steps = max(1, round(cfg.steps * cfg.first)), round(cfg.copy_steps * cfg.first)
+        one.identities = "right"
     return one
 
 

@@ -55,7 +55,7 @@ from lab import UserError, say, toyfaces, toysets
 from lab.cli import cli
 from lab.files import load_weights, out_folder, read_checkpoint, reads_checkpoint
 from lab.formats import makeup as formats, unused
-from lab.images import decode_all, draw, grid, picture_size, report_bad
+from lab.images import decode_all, draw, grid, picture_size, report_found
 from lab.machine import resolve_device
 from lab.run import Run, Settings, autocast, choice, frozen, logged, require, restore_config, to_device
 from lab.warp import (REGIONS, Photo, blended, disc, lay, look, loose_squares, make_up_area, pixels, place,
@@ -228,7 +228,7 @@ def scan(cfg):
 def photographs(cfg, test):
     """(bare, made) of the training or the test part of cfg.data: loose squares around faces, decoded once."""
     found, anchors = scan(cfg), {}
-    report_bad(found["bad"], len(found["images"]) + len(found["bad"]), cfg.skip_bad)
+    report_found(found, cfg.skip_bad)
     mine = [k for k, is_test in enumerate(found["test"]) if is_test == test]
 
     def locate(n):

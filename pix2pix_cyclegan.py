@@ -55,7 +55,7 @@ from common import ImagePool, PatchGAN, ResNet, add_noise, linear_decay
 from lab import UserError, authors, say, toyfaces, toysets
 from lab.cli import cli
 from lab.copying import learn_to_copy
-from lab.files import load_weights, out_folder, read_checkpoint, reads_checkpoint
+from lab.files import load_nets, out_folder, read_checkpoint, reads_checkpoint
 from lab.formats import named_pictures, pairs
 from lab.images import decoded_images, draw, draw_crops, grid, open_image, to_tensor
 from lab.machine import resolve_device
@@ -353,8 +353,9 @@ def patches(cfg):
 
 def validate(cfg):
     """Raises UserError for settings that do not fit together."""
-    for name in ("width", "d_width", "people", "epochs"):
+    for name in ("width", "d_width", "people"):
         require(cfg, name, getattr(cfg, name) > 0, "at least 1")
+    require(cfg, "epochs", cfg.epochs or cfg.steps, "at least 1, or --steps")
     S = cfg.image_size
     if cfg.model == "pix2pix":
         require(cfg, "image_size", S >= 16 and S & (S - 1) == 0, "a power of 2, at least 16")
@@ -530,13 +531,11 @@ def checkpoint(path):
 
 
 def fill(nets, saved, path):
-    """The weights of a checkpoint into networks {name: net}; it must have G. What it lacks stays as it is."""
-    for name, net in nets.items():
-        state = saved["nets"].get(name, {})
-        if "paper" not in saved:                                       # the authors' names of layers
-            state = authors.by_order(net, state)
-        if name == "G" or name in saved["nets"]:
-            load_weights(net, state, f"{path}, {name}")
+    """The weights of a checkpoint, ours or the authors', into networks {name: net}; see `load_nets`."""
+    if "paper" not in saved:                                           # the authors' names of layers
+        saved = {"nets": {name: authors.by_order(nets[name], state) for name, state in saved["nets"].items()
+                          if name in nets}}
+    load_nets(nets, saved, path)
 
 
 @reads_checkpoint

@@ -32,7 +32,8 @@ Run it:
 Differs from the authors' code, because:
     learning rate   their decay lacks a factor of 1000 and ends at 9.99e-5; here it falls to 0 (paper)
     sampling        pictures are drawn with replacement; theirs go through a shuffled list
-    test split      2000 of a shuffle, at most a tenth, none of two hair colours (no target has); theirs 1999
+    test split      2000 of a shuffle, at most a tenth; theirs 1999. Pictures of two hair colours are left out
+                    before, since no target may have two
     instance norm   no running statistics: theirs are never used, and break the network under eval()
 """
 import dataclasses
@@ -49,9 +50,9 @@ import common
 from common import PatchGAN, ResidualBlock, conv_block, linear_decay
 from lab import UserError, authors, labels, say, toyfaces, toysets
 from lab.cli import cli
-from lab.files import load_weights, out_folder, read_checkpoint, reads_checkpoint
+from lab.files import load_nets, out_folder, read_checkpoint, reads_checkpoint
 from lab.formats import attributes as formats
-from lab.images import decoded_images, draw, grid, open_image, report_bad, square, to_tensor
+from lab.images import decoded_images, draw, grid, open_image, report_found, square, to_tensor
 from lab.machine import resolve_device
 from lab.run import (Run, Settings, autocast, choice, frozen, logged, require, restore_config,
                      to_device)
@@ -171,14 +172,17 @@ def scan(cfg):
 
 
 def shrunk(photo, side):
-    """The central square of a photograph, bilinear, as in the authors' code. (RaFD: cut faces out first.)"""
+    """The central square of a photograph, bilinear, as in the authors' code.
+
+    RaFD: the authors cut the faces out before, 256 px; so should you.
+    """
     return square(photo, side, Image.Resampling.BILINEAR)
 
 
 def photographs(cfg, root, test):
     """The training or the test part of a real data set, decoded once."""
     found, S = scan(dataclasses.replace(cfg, data=(root,))), cfg.image_size
-    report_bad(found["bad"], len(found["images"]) + len(found["bad"]), cfg.skip_bad)
+    report_found(found, cfg.skip_bad)
     mine = [k for k, is_test in enumerate(found["test"]) if is_test == test]
     files = [found["images"][k] for k in mine]
 
@@ -388,7 +392,7 @@ def train(cfg):
     data, held_out = make_data(cfg), make_data(cfg, test=True)
     G, D = build(cfg, data.sizes)
     if cfg.weights:
-        fill(G, D, checkpoint(cfg.weights, cfg), cfg.weights)
+        load_nets({"G": G, "D": D}, checkpoint(cfg.weights, cfg), cfg.weights)
     say(f"{len(data)} pictures, labels {' | '.join(' '.join(s.names) for s in data.sets)}; "
         f"G {common.n_parameters(G):,} parameters, D {common.n_parameters(D):,}")
     G, D = to_device(cfg, G, D)
@@ -530,13 +534,6 @@ def checkpoint(path, cfg):
     return read_checkpoint(path, __file__, lambda saved: authors.stargan(saved, path, cfg.attributes))
 
 
-def fill(G, D, saved, path):
-    """The weights of a checkpoint into G and, where it has them, into D."""
-    load_weights(G, saved["nets"].get("G", {}), path)
-    if "D" in saved["nets"]:
-        load_weights(D, saved["nets"]["D"], path)
-
-
 @reads_checkpoint
 def load(cfg):
     """(G, D or None, [(names, exclusive) of each data set]) of cfg.run or cfg.weights.
@@ -550,7 +547,7 @@ def load(cfg):
                                 "classes", "toy", "pose", "variety", "test_images"))
     sets = [(tuple(names), exclusive) for names, exclusive in saved["about"]]
     G, D = build(cfg, [len(names) for names, _ in sets])
-    fill(G, D, saved, path)
+    load_nets({"G": G, "D": D}, saved, path)
     G, D = to_device(cfg, G.eval(), D.eval())
     return G, D if "D" in saved["nets"] else None, sets
 

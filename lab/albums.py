@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from lab import UserError, toyfaces, toysets
 from lab.formats.people import YAWS, face_square, fiducials_of
-from lab.images import crop, decoded_images, draw, open_image, report_bad
+from lab.images import crop, decoded_images, draw, open_image, report_found
 
 
 @dataclass
@@ -74,7 +74,7 @@ def of_data_set(cfg, found, known):
     known: names of people trained on before; if there are some, the first album is None, and if none of them
     is among the found, all of these are held out. UserError for too few people, or for bad files.
     """
-    report_bad(found["bad"], len(found["images"]) + len(found["bad"]), cfg.skip_bad)
+    report_found(found, cfg.skip_bad)
     people, who = found["people"], found["who"]
     n_train = len(people) - found["n_test"]
     if known and not known & set(people):

@@ -80,9 +80,9 @@ def d_steps_per_G(cfg):
     return max(getattr(cfg, "n_critic", 1), getattr(cfg, "d_steps", 1))
 
 
-def measured(paper, cfg, train=None):
+def measured(paper, cfg):
     """The Stopwatch of a training of cfg. Of IACycleGAN: of the first round that has an identity loss."""
-    train = train or getattr(paper, "train_a_round", paper.train)
+    train = getattr(paper, "train_a_round", paper.train)
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(paper, "Run", Stopwatch):
         try:
             train(dataclasses.replace(cfg, run=folder, fresh=False))

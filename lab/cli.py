@@ -22,7 +22,7 @@ import torch
 from lab import UserError, formats, say
 from lab.files import no_memory
 from lab.machine import hardware, resolve_device
-from lab.run import data_folders
+from lab.run import data_folders, require
 
 MODES = {
     "train": "train; a run is continued: to the bit on a processor, on CUDA but for what two runs differ in",
@@ -87,11 +87,11 @@ def main(paper, argv):
         from lab.demos import use_shipped
         shipped = use_shipped(cfg, args)
     resolve_device(cfg)
-    machine = f"{hardware(cfg)}, {'bfloat16' if cfg.amp else 'float32'}"
+    machine = hardware(cfg)
     data = " and ".join(data_folders(cfg))
     if args.train or args.ablate or args.bench:
-        say(f"{title}: {scale} recipe on {machine}, {cfg.image_size} px, batch {cfg.batch_size}, "
-            f"{data or 'toy faces'}")
+        say(f"{title}: {scale} recipe on {machine}, {'bfloat16' if cfg.amp else 'float32'}, "
+            f"{cfg.image_size} px, batch {cfg.batch_size}, {data or 'toy faces'}")
     else:                                                              # sizes come from the checkpoint
         say(f"{title}: {cfg.weights or cfg.run}{', which comes with the repository,' * shipped} on {machine}"
             + f", {data}" * bool(data))
@@ -119,8 +119,6 @@ def run_modes(paper, title, args, cfg):
                 raise UserError(f"{file}: lies where the results go, and might be overwritten; "
                                 "give another --out")
         names = [flag.strip("-").replace("-", "_") for flag in paper.INFER_FLAGS]
-        # every size of picture would be tried anew
-        torch.backends.cudnn.benchmark = False
         paper.infer(cfg, args.infer, **{name: getattr(args, name) for name in names})
     if args.demo:
         from lab.demos import demo
@@ -221,18 +219,15 @@ def config_of(paper, args):
     cfg = paper.Config(**{**preset, **given})
     cfg.run = cfg.run or f"runs/{getattr(cfg, 'model', Path(paper.__file__).stem)}"
 
-    def refuse(field, expected):
-        raise UserError(f"--{field.replace('_', '-')} {getattr(cfg, field)}: expected {expected}")
-
     for field in ("steps", "batch_size", "image_size", "log_every", "save_every", "sample_every"):
-        if given.get(field, 1) < 1:
-            refuse(field, "at least 1")
-    for field, most in (("residual_blocks", 100), ("d_layers", 100), ("width", 4096), ("pose", 1.5)):
-        if getattr(cfg, field, 0) > most:
-            refuse(field, f"at most {most}")
-    if len(cfg.betas) != 2 or max(cfg.betas) >= 1:
-        betas = " ".join(map(str, cfg.betas))
-        raise UserError(f"--betas {betas}: expected two numbers from 0 to below 1")
+        require(cfg, field, given.get(field, 1) >= 1, "at least 1")
+    for field, most in (("residual_blocks", 100), ("d_layers", 100), ("width", 4096), ("pose", 1.5),
+                        ("decay_from", 1)):
+        require(cfg, field, getattr(cfg, field, 0) <= most, f"at most {most}")
+    if cfg.steps:                                                      # else no step of the paper is left
+        require(cfg, "copy_steps", getattr(cfg, "copy_steps", 0) < cfg.steps,
+                f"fewer than --steps {cfg.steps}")
+    require(cfg, "betas", len(cfg.betas) == 2 and max(cfg.betas) < 1, "two numbers from 0 to below 1")
     for folder in data_folders(cfg):
         if not Path(folder).is_dir():
             raise UserError(f"--data {folder}: no such folder")

@@ -129,8 +129,8 @@ def reads_checkpoint(read):
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             if no_memory(error):
                 raise
-            path = next((arg for arg in args if isinstance(arg, (str, Path))), None)
-            path = path or args[0].weights or args[0].run
+            first = args[0]
+            path = first if isinstance(first, (str, Path)) else first.weights or first.run
             why = f"{type(error).__name__}: {(str(error) or '?').splitlines()[0][:90]}"
             raise UserError(f"{path}: not a checkpoint that fits here ({why}); "
                             "give another --run or --weights") from None
@@ -174,3 +174,10 @@ def load_weights(net, state, source):
                         f"unexpected: {few(unexpected)}; other shape: {few(shapes)}")
     net.load_state_dict(state)
     return net
+
+
+def load_nets(nets, saved, path):
+    """The weights of a checkpoint into networks {name: net}; it must have G. What it lacks stays as it is."""
+    for name, net in nets.items():
+        if name == "G" or name in saved["nets"]:
+            load_weights(net, saved["nets"].get(name, {}), f"{path}, {name}")

@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import piq
 import torch
-from PIL import Image, ImageDraw, ImageFile, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 from common import heatmaps
 from lab import UserError
 from lab.files import beside
 
-ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")         # the picture itself is fine
 
 
@@ -230,6 +229,11 @@ def report_bad(bad, total, skip_bad):
             way_out = "" if skip_bad else "; mend or remove them, or add --skip-bad to go on without"
             raise UserError(bad[0] + more + way_out)
         print(f"left out {len(bad)} of {total} files: {bad[0]}{' ...' if len(bad) > 1 else ''}")
+
+
+def report_found(found, skip_bad):
+    """`report_bad` of what a scan found."""
+    report_bad(found["bad"], len(found["images"]) + len(found["bad"]), skip_bad)
 
 
 # ======================================================================================= measures

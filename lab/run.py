@@ -88,7 +88,8 @@ def choice(default, *others):
 def require(cfg, name, fits, expected):
     """UserError that quotes the setting `name` as its flag, unless it fits."""
     if not fits:
-        raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected {expected}")
+        value = str(getattr(cfg, name)).strip("()").replace(",", "")              # a tuple as it is typed
+        raise UserError(f"--{name.replace('_', '-')} {value}: expected {expected}")
 
 
 def paper_of(cfg):
@@ -113,9 +114,9 @@ class Run:
     """One training: a folder with config.json, last.pt, metrics.jsonl, losses.png, samples/.
 
     data: has `generator` (a torch.Generator) and `sample(batch_size)`; nets, opts: networks and optimisers by
-    name; health: {word: meaning}; about: plain values that inference needs to know of the data. A training
-    that was interrupted, killed or lengthened goes on as if it had never stopped: networks, optimisers and
-    random generators come from last.pt. On a processor that is exact to the bit.
+    name; health: {word: meaning}; about: plain values that inference needs to know of the data. One that was
+    interrupted goes on as if it had never stopped, on a processor to the bit: networks, optimisers and random
+    generators come from last.pt. One that is lengthened goes on as the longer one would.
     """
 
     def __init__(self, cfg, data, nets, opts, health=None, about=None):
@@ -174,8 +175,8 @@ class Run:
             say(f"note: the data set had {before} pictures, now it has {now}; "
                 "from here on other pictures are drawn")
         log = self.folder / "metrics.jsonl"                            # drop lines later than the checkpoint
-        lines = [line for line in read_jsonl(log) if line["step"] <= self.step]
-        write_text(log, "".join(json.dumps(line) + "\n" for line in lines))
+        lines = (json.dumps(line) for line in read_jsonl(log) if line["step"] <= self.step)
+        write_text(log, "".join(f"{line}\n" for line in lines))
         say(f"continuing {self.folder} from step {self.step}")
 
     def _same_data(self, saved):
@@ -191,8 +192,7 @@ class Run:
         for group, mine in (("nets", self.nets), ("opts", self.opts)):
             for name, thing in mine.items():
                 thing.load_state_dict(saved[group][name])
-        # moments in the layout of their parameters
-        for optimiser in self.opts.values():
+        for optimiser in self.opts.values():                           # moments lie as their parameters
             for p, state in optimiser.state.items():
                 state.update({k: torch.empty_like(p).copy_(v) for k, v in state.items()
                               if torch.is_tensor(v) and v.dim() and v.shape == p.shape})
@@ -226,8 +226,7 @@ class Run:
     # ---- the loop
 
     def batches(self, batch_size, until=None):
-        """Yields (step, data.sample(batch_size)) for the steps still to do; `until`: of a phase of its own.
-
+        """Yields (step, data.sample(batch_size)) for the steps still to do, in a phase those until `until`.
         Ctrl-C and SIGTERM end the training after the step, saved.
         """
         cfg = self.cfg
@@ -257,6 +256,7 @@ class Run:
                 say(f"health: {words}; else ok")
             self.bar = tqdm(total=self.cfg.steps, initial=self.step, unit="step", dynamic_ncols=True,
                             disable=lab.quiet or not sys.stderr.isatty())
+            torch.backends.cudnn.benchmark = True                      # batches of one size
             self.begun = time.perf_counter()
 
     def _finish(self):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import common
 from lab import UserError
 from lab.formats import landmarks as formats, with_ending
-from lab.images import crop, decoded_images, open_image, report_bad
+from lab.images import crop, decoded_images, open_image, report_bad, report_found
 
 
 def with_points(n, points):
@@ -89,7 +89,7 @@ def decoded(cfg, found, test):
     those; points: [N, n, 2] in them; video: [N] numbers, rising. Held out is what lies in test folders, or
     every tenth video. UserError for files that cannot be used; with cfg.skip_bad they are left out.
     """
-    report_bad(found["bad"], len(found["images"]) + len(found["bad"]), cfg.skip_bad)
+    report_found(found, cfg.skip_bad)
     number = {video: k for k, video in enumerate(dict.fromkeys(found["groups"]))}
     videos = [number[video] for video in found["groups"]]
     is_test = found["test"] if any(found["test"]) else [k % 10 == 9 for k in videos]

@@ -255,7 +255,8 @@ def medium(report, model, seconds, kill):
     paper, cfg = config(model, "medium", args)
     rate = report.content["bench"][model].get("medium", {}).get("bfloat16", {}).get("total ms", 1000.0)
     rounds = 2 if name == "iacyclegan" else 1
-    steps = cfg.steps if args.tiny else max(20, int(0.6 * seconds * 1000 / rate / rounds))
+    least, room = 20 + getattr(cfg, "copy_steps", 0), int(0.6 * seconds * 1000 / rate / rounds)
+    steps = cfg.steps if args.tiny else max(least, room)
     flags = [
         "--scale",
         "medium",

@@ -1,5 +1,6 @@
 """Ablations and their tables."""
 
+import json
 import os
 import subprocess
 import sys
@@ -67,6 +68,16 @@ if __name__ == "__main__":
         time.sleep(5)
         process.terminate()
         assert process.wait(100) == 143
+
+
+def test_a_log_that_two_trainings_share_counts_once(tmp_path, monkeypatch, capsys):
+    jobs = {(name, 0): settings(tmp_path / name) for name in "ab"}
+    for name, seconds in ("a/round0", 5.), ("b/round0", 5.), ("b/round1", 7.):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps({"step": 1, "seconds": seconds}) + "\n")
+    study = claims.Ablation(jobs)
+    study.results, study.rows = {}, {"row": {"L1": 0.}}
+    assert json.loads(study.write(settings(tmp_path)).read_text())["seconds"] == 12
 
 
 def test_rows_that_share_no_measure_get_a_heading_of_their_own():

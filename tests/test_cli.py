@@ -39,6 +39,8 @@ def test_no_mode_prints_help_and_exits_with_2(call):
         (["--train", "--d-steps", "0"], "--d-steps 0"),
         (["--train", "--betas", ".5"], "expected two"),
         (["--train", "--lr", "nan"], "--lr"),
+        (["--train", "--decay-from", "1.5"], "--decay-from 1.5: expected at most 1"),
+        (["--ablate", "--weights", "some.pt", "--device", "cpu"], "leave --weights out"),
         (["--train", "--steps", "many"], "--steps"),
         (["--train", "--nonsense"], "--nonsense"),
         (["--train", "--data", "nowhere"], "nowhere: no such folder"),
@@ -180,6 +182,7 @@ def test_stargan_takes_two_data_folders(call, tmp_path):
     "argv, message",
     [
         (["--train", "--n-critic", "0"], "--n-critic 0: expected at least 1"),
+        (["--train", "--scale", "small", "--steps", "600"], "--copy-steps 600: expected fewer than --steps"),
         (["--train", "--image-size", "50"], "--image-size 50: expected a multiple of 16"),
         (["--train", "--attributes", "Black_Hair", "Fat"], "--attributes Fat: toy faces have"),
         (["--train", "--classes", "happy", "bored", "--toy", "expressions"], "--classes bored"),
@@ -327,7 +330,8 @@ def test_pairedcyclegan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, ar
 @pytest.mark.parametrize("model", ["pix2pix", "cyclegan"])
 def test_pix2pix_cyclegan_trains_evaluates_infers_and_benches(call, tmp_path, monkeypatch, model):
     monkeypatch.setattr(importlib.import_module("pix2pix_cyclegan"), "TEST_PEOPLE", 12)
-    flags = ["--model", model, "--scale", "small", *call.cache, *tiny_flags(test_pix2pix_cyclegan.TINY)]
+    flags = ["--model", model, "--scale", "small", *call.cache]
+    flags += tiny_flags(test_pix2pix_cyclegan.TINY)
     Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
     code, out, err = call("--train", "--evaluate", "--infer", "a.png", *flags, paper="pix2pix_cyclegan")
     assert (
@@ -444,7 +448,9 @@ def test_the_medium_recipe_trains(call, monkeypatch, name):
     test_hostile.quick(monkeypatch)
     few = {
         k: v
-        for k, v in dict(people=40, frames=8, copies=1, studio=2, rounds=0, recogniser_steps=2).items()
+        for k, v in dict(
+            people=40, frames=8, copies=1, studio=2, rounds=0, recogniser_steps=2, copy_steps=1
+        ).items()
         if k in {f.name for f in dataclasses.fields(importlib.import_module(name).Config)}
     }
     narrow = dict(

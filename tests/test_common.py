@@ -136,10 +136,10 @@ def test_receptive_field_is_what_the_gradient_sees(widths, strides):
     assert rows.max() - rows.min() + 1 == D.receptive_field()
 
 
-def test_patchgan_condition_is_joined_to_the_picture():
+def test_patchgan_joins_its_pictures():
     D = PatchGAN(5, (4,), (2,))
-    x, condition = torch.randn(2, 3, 16, 16), torch.randn(2, 2, 16, 16)
-    assert torch.equal(D(x, condition), D(torch.cat([x, condition], 1)))
+    x, y = torch.randn(2, 3, 16, 16), torch.randn(2, 2, 16, 16)
+    assert torch.equal(D(x, y), D(torch.cat([x, y], 1)))
 
 
 def test_init_normal():

@@ -1,12 +1,13 @@
 """Checkpoints are whole or not there, and say what does not fit."""
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn as nn
 
 from lab import UserError
-from lab.files import load_checkpoint, load_weights, save_checkpoint
+from lab.files import load_checkpoint, load_weights, reads_checkpoint, save_checkpoint
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
@@ -24,6 +25,15 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 def test_load_weights_lists_what_does_not_fit():
     with pytest.raises(UserError, match="missing: bias; unexpected: extra; other shape: weight"):
         load_weights(nn.Linear(2, 2), {"weight": torch.zeros(3, 3), "extra": torch.zeros(1)}, "file.pt")
+
+
+def test_a_checkpoint_that_does_not_fit_is_named_by_its_path():
+    @reads_checkpoint
+    def take_over(cfg, paper):
+        return {}["head"]
+
+    with pytest.raises(UserError, match="^some.pt: not a checkpoint that fits here"):
+        take_over(SimpleNamespace(weights="some.pt", run="runs/it"), "drgan.py")
 
 
 def test_two_processes_write_one_file_at_once(tmp_path, monkeypatch):

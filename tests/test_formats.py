@@ -252,7 +252,7 @@ def a_and_b(root, counts=(6, 4), parts=("train", "test")):
 
 def use(found, skip_bad=False):
     """What a paper does first with what was found: no bad files, or an error."""
-    formats.report_bad(found["bad"], len(found["images"]) + len(found["bad"]), skip_bad)
+    formats.report_found(found, skip_bad)
     return found
 
 

@@ -16,7 +16,7 @@ from gannotation import Config, Generator
 from lab import UserError, authors, demos, judges, toyfaces, toysets
 from lab.claims import gannotation as claims
 from lab.cli import sources
-from lab.files import load_weights, read_json, read_jsonl
+from lab.files import load_checkpoint, load_weights, read_json, read_jsonl
 from lab.formats import landmarks as formats
 from lab.images import to_uint8
 from lab.run import Run, frozen
@@ -720,6 +720,24 @@ def test_our_generator_is_fed_as_in_training(tiny, trained, monkeypatch):
     I, s = torch.full((1, 3, 32, 32), -.5), torch.full((1, 66, 2), 12.3)
     paint(I, s)
     assert toy and torch.equal(seen[0][0], I) and torch.equal(seen[0][1], heatmaps(s, 32, 1.75 / 4))
+
+
+def test_a_training_begins_with_G_and_D_of_its_weights(tiny, tmp_path, monkeypatch):
+    gan.train(dataclasses.replace(tiny, steps=2))
+    before = load_checkpoint(Path(tiny.run) / "last.pt")["nets"]
+
+    class Begun(Exception):
+        def __init__(self, cfg, data, nets, *rest, **more):
+            self.nets = nets
+
+    def begin(*args, **more):
+        raise Begun(*args, **more)
+
+    monkeypatch.setattr(gan, "Run", begin)
+    with pytest.raises(Begun) as begun:
+        gan.train(dataclasses.replace(tiny, weights=f"{tiny.run}/last.pt", run=str(tmp_path / "on")))
+    for name, net in begun.value.nets.items():
+        assert all(torch.equal(net.state_dict()[key], value) for key, value in before[name].items())
 
 
 def test_infer_and_evaluate_with_the_authors_weights(tiny, tmp_path):

@@ -447,6 +447,12 @@ def test_tuning_sees_real_and_generated_pictures_of_the_right_modality(tiny, mon
     assert (Path(tiny.run) / "recognisers.pt").exists()
 
 
+def test_a_shorter_first_round_copies_for_a_shorter_time(tiny):
+    whole = dataclasses.replace(tiny, steps=100, copy_steps=20, first=.1)
+    rounds = [paper.of_round(whole, r) for r in (0, 1)]
+    assert [(one.steps, one.copy_steps) for one in rounds] == [(10, 2), (100, 20)]
+
+
 def test_tuning_leaves_the_recognisers_of_before_alone(tiny):
     phi = pair(tiny)
     before = [net.state_dict()["net.fc.weight"].clone() for net in phi]

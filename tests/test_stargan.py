@@ -269,6 +269,13 @@ def test_a_class_called_not_something_can_be_asked_for():
     assert labels.wish("not-smiling", [torch.tensor([[0.0, 1.0]])], sets)[1].tolist() == [[1, 0]]
 
 
+def test_a_lone_hair_colour_is_read_as_any_attribute():
+    logits = torch.tensor([[-5., 1.], [5., -1.]])
+    assert labels.read(logits, ("Blond_Hair", "Young"), False).tolist() == [[0, 1], [1, 0]]
+    assert labels.read(logits, ("Blond_Hair", "Black_Hair"), False).tolist() == [[0, 1], [1, 0]]
+    assert labels.read(-logits.abs(), ("Blond_Hair", "Black_Hair"), False).tolist() == [[0, 1], [0, 1]]
+
+
 # ----------------------------------------------------------------------------------------------------
 # networks
 

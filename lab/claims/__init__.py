@@ -56,10 +56,12 @@ def table(result):
 def ablation_folder(cfg):
     """Where an ablation's trainings go: cfg.run/ablation, emptied with cfg.fresh.
 
-    UserError for real data, which have no known truth.
+    UserError for real data, which have no known truth, and for weights to begin with.
     """
     if cfg.data:
         raise UserError("--ablate measures against the truth, which only toy faces have; leave --data out")
+    if cfg.weights:
+        raise UserError("--ablate trains from scratch; leave --weights out")
     folder = Path(cfg.run) / "ablation"
     if cfg.fresh:
         shutil.rmtree(folder, ignore_errors=True)
@@ -182,11 +184,12 @@ class Ablation:
         part = getattr(cfg, "part", "all")
         path = Path(cfg.run) / ("ablation.json" if part == "all" else f"ablation_{part}.json")
         verdicts = {c["verdict"] for c in self.claims}
-        logs = (log for one in self.jobs.values() for log in Path(one.run).rglob("metrics.jsonl"))
+        logs = {log.read_bytes(): log                                  # a round that chains share counts once
+                for one in self.jobs.values() for log in Path(one.run).rglob("metrics.jsonl")}
         result = {"command": command(), "commit": commit(), "hardware": hardware(cfg),
                   "torch": torch.__version__, "seeds": self.seeds,
                   "steps": max(one.steps for one in self.jobs.values()),
-                  "seconds": sum(read_jsonl(log)[-1]["seconds"] for log in logs),
+                  "seconds": sum(read_jsonl(log)[-1]["seconds"] for log in logs.values()),
                   "rows": self.rows, "criteria": self.criteria,
                   "verdict": verdicts.pop() if len(verdicts) == 1 else
                              "partly reproduced" if verdicts else "rows without a claim",

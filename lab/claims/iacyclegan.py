@@ -278,8 +278,8 @@ def claim_pictures(study):
 
 
 def claim_poor(study):
-    plain, poor = rank_1(study, UNTUNED, 0), rank_1(study, POOR, 1)      # both begin with the same CycleGAN
-    untuned = rank_1(study, UNTUNED, 1)
+    plain, poor = rank_1(study, UNTUNED, 0), rank_1(study, POOR, 1)
+    untuned = rank_1(study, UNTUNED, 1)                                # begins with the CycleGAN of `plain`
     study.claim("poor", "rank-1 sketch to photo: CycleGAN of full length, round 1 after a first round of a "
                 "twentieth", plain, poor, True, above_CycleGAN_in_every_seed=(poor > plain).all(),
                 not_below_untuned_recognisers=poor.mean() >= untuned.mean())

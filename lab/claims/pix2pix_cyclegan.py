@@ -220,7 +220,7 @@ def ablate(cfg):
     ablation continues.
     """
     folder = claims.ablation_folder(cfg)
-    base = dataclasses.replace(cfg, fresh=False, part="all", conditional=True, weights="",
+    base = dataclasses.replace(cfg, fresh=False, part="all", conditional=True,
                                steps=cfg.steps or cfg.epochs * math.ceil(cfg.people / cfg.batch_size))
     parts = {part: rows for part, rows in tables(base).items() if cfg.part in ("all", part)}
     if not parts:

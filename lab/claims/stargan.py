@@ -269,11 +269,11 @@ def progressive(cfg, G, data, passes=5):
 # ========================================================================================= ablation
 
 SEEDS = (0, 1, 2)
-# The trainings of each part; a training that two parts need is done once.
 # A studio as poor as RaFD (67 people); the other pictures have walls and lights that it never shows.
 POOR = dict(studio=60, variety=.3)
 ATTRIBUTES = {"attributes": dict(toy="attributes")}
 STUDIO = {"studio alone": dict(toy="expressions", **POOR)}
+# The trainings of each part; a training that two parts need is done once.
 PARTS = {
     "recipe": ATTRIBUTES,
     "joint": {**STUDIO, "joint": dict(toy="both", **POOR)},

@@ -62,7 +62,8 @@ def check_points(points, picture, path):
     inside = 0 <= x <= picture.width and 0 <= y <= picture.height
     if not (inside and (high - low).max() < 2 * max(picture.size)):
         size = f"{picture.width} x {picture.height}"
-        raise UserError(f"{path}: its landmarks lie outside the picture ({size})")
+        raise UserError(f"{path}: its landmarks lie outside the picture ({size}); "
+                        "are they those of another picture, or of another size of it?")
     across, down = (points[48:].mean(0) - points[36:48].mean(0)).abs()           # from the eyes to the mouth
     if across > 3 * down:
         raise UserError(f"{path}: the mouth lies beside the eyes; are its landmarks y x in place of x y?")
