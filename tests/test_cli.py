@@ -18,7 +18,6 @@ import test_pix2pix_cyclegan
 import test_stargan
 from conftest import PAPERS, in_turn, tiny_flags
 from lab import cli
-from lab.claims import gannotation as claims
 from lab.files import load_checkpoint, read_jsonl
 from test_gannotation import TINY, photo_folder
 
@@ -383,7 +382,7 @@ def test_weights_of_the_authors_and_of_others(call, tmp_path):
 @pytest.mark.slow
 def test_ablate_trains_both_variants_and_judges(call, tmp_path, monkeypatch):
     in_turn(monkeypatch)
-    monkeypatch.setattr(claims, "SEEDS", (0, 1))
+    monkeypatch.setattr("lab.claims.SEEDS", (0, 1))
     argv = ["--ablate", *tiny_flags(TINY), "--warm-up", ".5", *call.cache]
     code, out, err = call(*argv)
     assert code == 0, err

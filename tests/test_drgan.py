@@ -959,7 +959,7 @@ def test_a_checkpoint_of_another_paper_is_refused(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_ablate_runs_every_part_and_judges(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(claims, "SEEDS", (0, 1))
+    monkeypatch.setattr("lab.claims.SEEDS", (0, 1))
     in_turn(monkeypatch)
     claims.ablate(dataclasses.replace(tiny, steps=2))
     report, runs = json.loads((Path(tiny.run) / "ablation.json").read_text()), Path(tiny.run) / "ablation"

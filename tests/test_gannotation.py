@@ -617,7 +617,7 @@ def test_photographs_are_measured_without_judges(tiny, tmp_path, monkeypatch):
 
 
 def study(monkeypatch, tiny, without, with_, direct=.5, copy=2., two=(0., 0.), claim=0):
-    monkeypatch.setattr(claims, "SEEDS", (0, 1))
+    monkeypatch.setattr("lab.claims.SEEDS", (0, 1))
     base = {"copy": copy, "pass 5": 1., "self-recovery ratio": 1., "route gap": 0.}
     one = claims.claims.Ablation({(name, seed): tiny for name in claims.ABLATION for seed in (0, 1)})
     one.results = {}
@@ -645,14 +645,14 @@ def test_the_bars_of_the_ablation(monkeypatch, tiny):
 @pytest.mark.slow
 def test_ablate_shares_the_warm_up_and_keeps_the_error_after_each_pass(tiny, monkeypatch):
     in_turn(monkeypatch)
-    monkeypatch.setattr(claims, "SEEDS", (0, 1))
+    monkeypatch.setattr("lab.claims.SEEDS", (0, 1))
     cfg = dataclasses.replace(tiny, warm_up=.5, log_every=4, sample_every=4)
     claims.ablate(cfg)
     result = read_json(Path(cfg.run) / "ablation.json")
     assert [len(line) for lines in result["passes"].values() for line in lines] == [5] * 8
     assert result["passes"]["with triple"][1][4] == result["rows"]["with triple, seed 1"]["pass 5"]
     assert result["rows"]["without identity, mean"]["direct identity"] <= 1
-    config = read_json(Path(cfg.run) / "ablation/without-TV-1/config.json")
+    config = read_json(Path(cfg.run) / "ablation/without-tv-1/config.json")
     assert config["lambda_tv"] == 0 and config["lambda_triple"] == tiny.lambda_triple
     assert Image.open(Path(cfg.run) / "ablation_edits.png").height > 12 * tiny.image_size
     claims.ablate(dataclasses.replace(cfg, part="losses"))             # goes on from what is trained

@@ -625,7 +625,7 @@ def test_infer_with_a_file_of_weights(chain, tmp_path):
 
 @pytest.mark.slow
 def test_ablate_runs_every_chain_and_judges(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(claims, "SEEDS", (0, 1))
+    monkeypatch.setattr("lab.claims.SEEDS", (0, 1))
     in_turn(monkeypatch)
     claims.ablate(dataclasses.replace(tiny, steps=2))
     report = json.loads((Path(tiny.run) / "ablation.json").read_text())

@@ -644,7 +644,7 @@ def test_infer_puts_on_and_takes_off(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_ablate_runs_every_variant_and_judges(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(claims, "SEEDS", (0, 1))
+    monkeypatch.setattr("lab.claims.SEEDS", (0, 1))
     in_turn(monkeypatch)
     claims.ablate(dataclasses.replace(tiny, steps=3))
     report = json.loads((Path(tiny.run) / "ablation.json").read_text())

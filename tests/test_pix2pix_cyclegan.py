@@ -893,7 +893,7 @@ def test_the_tables_and_their_trainings(tiny_p, tiny_c):
 @pytest.mark.slow
 def test_ablate_runs_every_part_and_judges(tiny_p, monkeypatch):
     in_turn(monkeypatch)
-    monkeypatch.setattr(claims, "SEEDS", (0, 1))
+    monkeypatch.setattr("lab.claims.SEEDS", (0, 1))
     cfg = dataclasses.replace(tiny_p, image_size=32, load_size=0, patch=16, steps=1, log_every=9,
                               save_every=9, sample_every=9)
     tables = few(claims.tables(cfg), {"losses": ("L1", "GAN", "cGAN", "L1+cGAN"),
@@ -919,7 +919,7 @@ def test_ablate_runs_every_part_and_judges(tiny_p, monkeypatch):
 @pytest.mark.slow
 def test_ablate_of_cyclegan(tiny_c, monkeypatch):
     in_turn(monkeypatch)
-    monkeypatch.setattr(claims, "SEEDS", (0, 1))
+    monkeypatch.setattr("lab.claims.SEEDS", (0, 1))
     claims.ablate(dataclasses.replace(tiny_c, steps=1, log_every=9, save_every=9, sample_every=9))
     result = read_json(Path(tiny_c.run) / "ablation.json")
     assert len(result["claims"]) == 2 and len(result["criteria"]) == 4
@@ -933,7 +933,7 @@ def test_an_ablation_of_one_part(tiny_p, monkeypatch):
     in_turn(monkeypatch)
     tables = few(claims.tables(tiny_p), {"generator": ("encoder-decoder, L1+cGAN", "U-Net, L1+cGAN")})
     monkeypatch.setattr(claims, "tables", lambda cfg: tables)
-    monkeypatch.setattr(claims, "SEEDS", (0, 1))
+    monkeypatch.setattr("lab.claims.SEEDS", (0, 1))
     cfg = dataclasses.replace(tiny_p, steps=0, epochs=1, part="generator", log_every=9, sample_every=9)
     for _ in "ab":
         claims.ablate(cfg)

@@ -909,7 +909,7 @@ def test_infer_with_the_authors_weights(tiny, tmp_path, capsys, size, width):
 @pytest.mark.slow
 def test_ablate_runs_every_part_and_judges(tiny, monkeypatch, capsys):
     in_turn(monkeypatch)
-    monkeypatch.setattr(claims, "SEEDS", (0, 1))
+    monkeypatch.setattr("lab.claims.SEEDS", (0, 1))
     reader = lambda x: x.mean((2, 3)).repeat(1, 3)[:, :8]  # noqa: E731
     readers = {
         "attributes": (lambda x: reader(x)[:, :5], Config.attributes, 0.5),

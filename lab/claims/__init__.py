@@ -1,7 +1,9 @@
 """What papers claim, measured: reports of an evaluation, ablations over seeds, their tables and plots."""
+import dataclasses
 import functools
 import math
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -68,9 +70,14 @@ def ablation_folder(cfg):
     return folder
 
 
-def run_folder(folder, name, seed):
-    """Where in the folder of an ablation its training `name` goes, without blanks and commas."""
-    return str(folder / f"{name.replace(',', '').replace(' ', '-')}-{seed}")
+SEEDS = (0, 1, 2)
+
+
+def trainings(base, folder, changes):
+    """{(name, seed): Config} of an ablation: base, changed by changes[name], in a folder of its own."""
+    runs = {name: str(folder / re.sub("[^a-z0-9]+", "-", name.lower())) for name in changes}
+    return {(name, seed): dataclasses.replace(base, seed=seed, run=f"{runs[name]}-{seed}", **change)
+            for seed in SEEDS for name, change in changes.items()}
 
 
 def steps_of(path, cfg):

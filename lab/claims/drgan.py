@@ -209,7 +209,6 @@ def evaluate(cfg):
 
 # ========================================================================================= ablation
 
-SEEDS = (0, 1, 2)
 # The trainings of each part; a training that two parts need is done once.
 PARTS = {
     # few people: of many a classifier learns turned heads by itself, and nothing is left to gain
@@ -252,14 +251,11 @@ def ablate(cfg):
     folder = claims.ablation_folder(cfg)
     parts = list(PARTS) if cfg.part == "all" else [cfg.part]
     base = dataclasses.replace(cfg, fresh=False, part="all", images_per_subject=1, pose_code=True)
-    changes, jobs = {name: change for part in parts for name, change in PARTS[part].items()}, {}
-    for seed in SEEDS:
-        for name, change in changes.items():
-            run = claims.run_folder(folder, name, seed)
-            jobs[name, seed] = dataclasses.replace(base, seed=seed, run=run, **change)
-        if "fusion" in parts:                                          # the single-image model goes on
-            jobs["multi", seed].weights = str(Path(jobs["single", seed].run) / "last.pt")
-    for one in jobs.values():
+    changes = {name: change for part in parts for name, change in PARTS[part].items()}
+    jobs = claims.trainings(base, folder, changes)
+    for (name, seed), one in jobs.items():
+        if name == "multi":                                            # the single-image model goes on
+            one.weights = str(Path(jobs["single", seed].run) / "last.pt")
         drgan.validate(one)
     study = claims.Ablation(jobs)
     albums_of = {(one.people, one.seed): one for one in jobs.values()}
@@ -268,7 +264,7 @@ def ablate(cfg):
     for kind in ("yaw", "identity"):
         judge(cfg, kind)
     if "fusion" in parts:
-        claims.in_parallel(train_single, [jobs["single", seed] for seed in SEEDS], cfg.device)
+        claims.in_parallel(train_single, [jobs["single", seed] for seed in study.seeds], cfg.device)
     study.run(ablation_run, cfg.device)
     all_rows(study, list(changes))
     for part in parts:

@@ -124,7 +124,6 @@ def evaluate(cfg):
 
 # ========================================================================================= ablation
 
-SEEDS = (0, 1, 2)
 WITHOUT, WITH = "without triple", "with triple"
 ABLATION = {WITHOUT: dict(lambda_triple=0., passes=1), WITH: dict(passes=1),
             "two passes": dict(passes=2),
@@ -168,16 +167,10 @@ def ablate(cfg):
         raise UserError(f"--warm-up {cfg.warm_up} of {cfg.steps} steps: the ablation needs some steps before "
                         "and after the consistency losses start")
     folder = claims.ablation_folder(dataclasses.replace(cfg, data=""))   # frames of a video are a truth, too
-
-    def job(name, seed, **change):
-        run = claims.run_folder(folder, name, seed)
-        return dataclasses.replace(cfg, seed=seed, fresh=False, part="all", run=run,
-                                   **{"stop_after": 0} | change)
-
-    trunks = claims.Ablation({("warm-up", seed): job("warm-up", seed, stop_after=warm_up) for seed in SEEDS})
+    base = dataclasses.replace(cfg, fresh=False, part="all", stop_after=0)
     changes = {"all": ABLATION | LEFT_OUT, "triple": ABLATION, "losses": {WITH: ABLATION[WITH]} | LEFT_OUT}
-    study = claims.Ablation({(name, seed): job(name, seed, **change)
-                             for seed in SEEDS for name, change in changes[cfg.part].items()})
+    trunks = claims.Ablation(claims.trainings(base, folder, {"warm-up": dict(stop_after=warm_up)}))
+    study = claims.Ablation(claims.trainings(base, folder, changes[cfg.part]))
     gannotation.make_data(cfg, test=True)                              # before the processes all make them
     if not cfg.data:
         judges_of(cfg)

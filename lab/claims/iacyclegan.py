@@ -141,7 +141,6 @@ def evaluate(cfg):
 
 # ========================================================================================= ablation
 
-SEEDS = (0, 1, 2)
 OURS, POOR, UNTUNED = "IACycleGAN", "poor first round, 5 %", "untuned recogniser"
 # Chains of rounds. first: the share of its steps that round 0, CycleGAN, gets; tuned: whether the recognisers
 # are tuned after a round.
@@ -178,11 +177,8 @@ def ablate(cfg):
     steps = cfg.steps or cfg.epochs * -(-cfg.people // cfg.batch_size)
     base = dataclasses.replace(cfg, fresh=False, part="all", first=1., tuned=True, identities="right",
                                steps=steps)
-    names, jobs = list(dict.fromkeys(name for part in parts for name in PARTS[part])), {}
-    for seed in SEEDS:
-        for name in names:
-            run = str(folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}")
-            jobs[name, seed] = dataclasses.replace(base, seed=seed, run=run, **CHAINS[name])
+    names = list(dict.fromkeys(name for part in parts for name in PARTS[part]))
+    jobs = claims.trainings(base, folder, {name: CHAINS[name] for name in names})
     study = claims.Ablation(jobs)
     draw_and_judge(base)
     share_first_rounds(base, jobs, folder)
@@ -199,7 +195,7 @@ def ablate(cfg):
 
 def draw_and_judge(base):
     """Pictures and judges, before the processes would all make them."""
-    for seed in SEEDS:
+    for seed in claims.SEEDS:
         iacyclegan.make_data(dataclasses.replace(base, seed=seed))
     iacyclegan.make_data(base, test=True)
     iacyclegan.Recogniser(base)
@@ -209,8 +205,7 @@ def draw_and_judge(base):
 
 def share_first_rounds(base, jobs, folder):
     """One CycleGAN a seed begins all chains whose round 0 has its full length."""
-    first = {seed: dataclasses.replace(base, seed=seed, rounds=0, run=str(folder / f"first-{seed}"))
-             for seed in SEEDS}
+    first = claims.trainings(base, folder, {"first": dict(rounds=0)})
     claims.in_parallel(first_round, list(first.values()), base.device)
     for (name, seed), one in jobs.items():
         if "first" in CHAINS[name] or (Path(one.run) / "round0").exists():
@@ -218,7 +213,7 @@ def share_first_rounds(base, jobs, folder):
         beside = Path(one.run) / "round0.part"                         # a kill leaves no half of a round
         shutil.rmtree(beside, ignore_errors=True)
         left_out = None if one.tuned else shutil.ignore_patterns("recognisers.pt")
-        shutil.copytree(Path(first[seed].run) / "round0", beside, ignore=left_out)
+        shutil.copytree(Path(first["first", seed].run) / "round0", beside, ignore=left_out)
         beside.rename(Path(one.run) / "round0")
 
 

@@ -201,7 +201,6 @@ def evaluate(cfg):
 
 # ========================================================================================= ablation
 
-SEEDS = (0, 1, 2)
 # CycleGAN: its G sees no reference, so [L_S] is the way back to y without one, and there is no D_S.
 PARTS = {
     "style": {"CycleGAN": dict(asymmetric=False, lambda_P=0.), "without D_S": dict(lambda_P=0.),
@@ -229,17 +228,14 @@ def jobs_of(cfg, parts, folder):
     steps = cfg.steps or cfg.epochs * -(-cfg.people // batch_size)
     base = dataclasses.replace(cfg, fresh=False, part="all", regions="face", pairs="warp", log_every=250,
                                sample_every=1000, batch_size=batch_size, steps=steps)
-    jobs = {}
-    for seed in SEEDS:
-        for name, changed in {n: c for part in parts for n, c in PARTS[part].items()}.items():
-            plain = "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
-            one = dataclasses.replace(base, seed=seed, run=str(folder / f"{plain}-{seed}"), **changed)
-            if name in PARTS["regions"]:
-                one.load_size = paper.load_size(dataclasses.replace(one, regions="parts"))
-            sides = [square_size(one.image_size, region) for region in ("face", *paper.regions_of(one))]
-            one.steps = max(1, round(one.steps * sides[0] ** 2 / sum(side ** 2 for side in sides[1:])))
-            paper.validate(one)
-            jobs[name, seed] = one
+    changes = {name: change for part in parts for name, change in PARTS[part].items()}
+    jobs = claims.trainings(base, folder, changes)
+    for (name, _), one in jobs.items():
+        if name in PARTS["regions"]:
+            one.load_size = paper.load_size(dataclasses.replace(one, regions="parts"))
+        sides = [square_size(one.image_size, region) for region in ("face", *paper.regions_of(one))]
+        one.steps = max(1, round(one.steps * sides[0] ** 2 / sum(side ** 2 for side in sides[1:])))
+        paper.validate(one)
     return jobs
 
 
@@ -274,7 +270,7 @@ def ablate(cfg):
     claim = dict(style=claim_style, removal=claim_removal, pairs=claim_pairs, regions=claim_regions)
     for part in parts:
         claim[part](study)
-        draw_part({name: jobs[name, SEEDS[0]] for name in PARTS[part]},
+        draw_part({name: jobs[name, study.seeds[0]] for name in PARTS[part]},
                   Path(cfg.run) / f"ablation_{part}_samples.png")
     study.write(cfg)
 

@@ -129,7 +129,6 @@ def evaluate(cfg):
 
 # ========================================================================================= ablation
 
-SEEDS = (0, 1, 2)
 # The rows of the papers' tables, as what is changed in the recipe
 LOSSES = {"L1": dict(lambda_gan=0.), "GAN": dict(conditional=False, lambda_L1=0.), "cGAN": dict(lambda_L1=0.),
           "L1+GAN": dict(conditional=False), "L1+cGAN": {}}
@@ -225,7 +224,8 @@ def ablate(cfg):
     parts = {part: rows for part, rows in tables(base).items() if cfg.part in ("all", part)}
     if not parts:
         raise UserError(f"--part {cfg.part}: expected of --model {cfg.model} all, {', '.join(tables(base))}")
-    jobs = jobs_of(base, parts, folder)
+    changes = {name: change for rows in parts.values() for name, change in rows.values()}
+    jobs = claims.trainings(base, folder, changes)
     check(cfg, parts, jobs)
     study = claims.Ablation(jobs)
     make_ready(jobs)
@@ -236,20 +236,9 @@ def ablate(cfg):
             claim_patch(study, rows, cfg.patch)
         else:
             globals()[f"claim_{part}"](study, rows)
-        draw_table({row: jobs[name, SEEDS[0]] for row, (name, _) in rows.items()},
+        draw_table({row: jobs[name, study.seeds[0]] for row, (name, _) in rows.items()},
                    Path(cfg.run) / f"ablation_{part}_samples.png")
     study.write(cfg)
-
-
-def jobs_of(base, parts, folder):
-    """{(name of the training, seed): its Config}."""
-    jobs = {}
-    for rows in parts.values():
-        for name, change in rows.values():
-            for seed in SEEDS:
-                jobs[name, seed] = dataclasses.replace(base, seed=seed, run=str(folder / f"{name}-{seed}"),
-                                                       **change)
-    return jobs
 
 
 def check(cfg, parts, jobs):

@@ -268,7 +268,6 @@ def progressive(cfg, G, data, passes=5):
 
 # ========================================================================================= ablation
 
-SEEDS = (0, 1, 2)
 # A studio as poor as RaFD (67 people); the other pictures have walls and lights that it never shows.
 POOR = dict(studio=60, variety=.3)
 ATTRIBUTES = {"attributes": dict(toy="attributes")}
@@ -328,11 +327,8 @@ def ablate(cfg):
     folder = claims.ablation_folder(cfg)
     parts = list(PARTS) if cfg.part == "all" else [cfg.part]
     base = dataclasses.replace(cfg, fresh=False, part="all", classes=())
-    changes, jobs = {name: change for part in parts for name, change in PARTS[part].items()}, {}
-    for seed in SEEDS:
-        for name, change in changes.items():
-            run = claims.run_folder(folder, name, seed)
-            jobs[name, seed] = dataclasses.replace(base, seed=seed, run=run, **change)
+    changes = {name: change for part in parts for name, change in PARTS[part].items()}
+    jobs = claims.trainings(base, folder, changes)
     study = claims.Ablation(jobs)
     for wild, one in {one.toy == "attributes": one for one in jobs.values()}.items():
         world = dataclasses.replace(base, toy="attributes" if wild else "both", studio=one.studio,
