@@ -508,7 +508,7 @@ def sample_grid(G, shown, n=8):
     columns = {"input": I, "target": H_t.amax(1, keepdim=True).expand_as(I) * 2 - 1,
                "mask": M.expand_as(I) * 2 - 1, "result": I_hat, "truth": I_t, "back": G(I_hat, H_i)[0],
                "3rd direct": G(I, H_n)[0], "3rd via result": G(I_hat, H_n)[0]}
-    return grid(list(columns.values()), list(columns), scale=max(1, 128 // I.shape[-1]))
+    return grid(columns)
 
 
 # ========================================================================================= inference
@@ -592,7 +592,7 @@ def infer(cfg, files, drive, out):
     write_gif([grid([I, *frame], titles, max(1, 256 // S)) for frame in frames], f"{name}.gif")
     pick = torch.linspace(0, len(chain) - 1, min(10, len(chain))).round().long().tolist()
     columns = [torch.cat([I, I])] + [torch.cat([direct[k], chain[k]]) for k in pick]
-    grid(columns, ["input"] + [f"frame {k + 1}" for k in pick], max(1, 128 // S)).save(f"{name}.png")
+    grid(columns, ["input"] + [f"frame {k + 1}" for k in pick]).save(f"{name}.png")
     print(f"{name}.gif, {name}.png (above: direct; below: progressive, each frame from the one before)")
 
 

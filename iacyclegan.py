@@ -545,7 +545,7 @@ def sample_grid(G_X, G_Y, shown):
     y_fake, x_fake = G_X(x), G_Y(y)
     columns = {"photo": x, "G_X(x)": y_fake, "G_Y(G_X(x))": G_Y(y_fake), "artist's sketch": y,
                "sketch": y, "G_Y(y)": x_fake, "G_X(G_Y(y))": G_X(x_fake), "real photo": x}
-    return grid(list(columns.values()), list(columns), scale=max(1, 128 // x.shape[-1]))
+    return grid(columns)
 
 
 # ========================================================================================= inference
@@ -582,7 +582,7 @@ def infer(cfg, files, backward, which, out):
         left, top = (side - w) // 2, (side - h) // 2
         result = to_uint8(y[0, :, top:top + h, left:left + w]).permute(1, 2, 0).cpu().numpy()
         Image.fromarray(result).save(folder / f"{name}.png")
-        sheet = grid([x, y, G_back(y)], ["input", "drawn", "back"], max(1, 128 // side))
+        sheet = grid([x, y, G_back(y)], ["input", "drawn", "back"])
         sheet.save(folder / f"{name}_sheet.png")
         print(f"{file}: {picture.width} x {picture.height} -> {folder / f'{name}.png'} ({w} x {h})")
 

@@ -617,7 +617,7 @@ def sample_grid(G, F, shown):
         pairs = torch.stack([out[:, k], truth[:, k]], 1).flatten(0, 1)
         columns.append(torch.cat([y[k:k + 1], pairs, *(r[k:k + 1] for r in removed)]))
     titles = ["source", *(f"reference {k + 1}" for k in range(len(y)))]
-    return grid(columns, titles, scale=max(1, 128 // x.shape[-1]))
+    return grid(columns, titles)
 
 
 # ========================================================================================= inference

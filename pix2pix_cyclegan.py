@@ -520,7 +520,7 @@ def sample_grid(cfg, shown, G, F=None):
     else:
         columns |= {"F(G(x))": in_batches(cfg, F, columns["G(x)"]), "y": y, "F(y)": in_batches(cfg, F, y)}
         columns["G(F(y))"] = in_batches(cfg, G, columns["F(y)"])
-    return grid(list(columns.values()), list(columns), max(1, 128 // cfg.image_size))
+    return grid(columns)
 
 
 # ========================================================================================= inference
@@ -574,8 +574,8 @@ def infer(cfg, files, backward, half, squeeze, out):
         x = to_tensor(image)[None].to(cfg.device)
         shown = [x, translate(cfg, net, x)]
         shown += [translate(cfg, one, shown[1]) for one in back]
-        grid(shown[1:2]).crop((0, 0, image.width, image.height)).save(folder / f"{name}.png")
-        grid(shown, ["input", "output", "back"][:len(shown)]).save(folder / f"{name}_sheet.png")
+        grid(shown[1:2], scale=1).crop((0, 0, image.width, image.height)).save(folder / f"{name}.png")
+        grid(shown, ["input", "output", "back"][:len(shown)], 1).save(folder / f"{name}_sheet.png")
         print(f"{path}: {image.width} x {image.height} -> {folder / f'{name}.png'}")
 
 

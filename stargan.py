@@ -524,7 +524,7 @@ def sample_grid(G, shown):
     if columns[0][2] is not None:
         sheet = {name: torch.stack([y, below.get(name, torch.ones_like(x))], 1).flatten(0, 1)
                  for name, y in sheet.items()}
-    return grid(list(sheet.values()), list(sheet), scale=max(1, 128 // x.shape[-1]))
+    return grid(sheet)
 
 
 # ========================================================================================= inference
@@ -573,7 +573,7 @@ def infer(cfg, files, target, source, out):
     columns = {"input": x} | {name: G(x, unified_label(wanted, d, sizes)) for name, d, wanted in asked}
     columns["back"] = G(columns[asked[0][0]], unified_label(label, 0, sizes))
     path = out_folder(cfg, out) / f"{Path(files[0]).stem}.png"
-    grid(list(columns.values()), list(columns), max(1, 128 // S)).save(path)
+    grid(columns).save(path)
     print(path)
 
 

@@ -99,13 +99,13 @@ def gannotation(paper, cfg):
     I, truth, targets = images[::6], images.unflatten(0, (n, 6)), points.unflatten(0, (n, 6))
     columns = [torch.stack([I, torch.ones_like(I)], 1).flatten(0, 1)]
     columns += [torch.stack([paint(I, targets[:, k]), truth[:, k]], 1).flatten(0, 1) for k in range(1, 6)]
-    sheet = grid(columns, ["input", *(f"target {k}" for k in range(1, 6))], max(1, 128 // S))
+    sheet = grid(columns, ["input", *(f"target {k}" for k in range(1, 6))])
     shapes, I = views.with_points(cfg.points, toysets.sweep(S, 24)).to(cfg.device), I[:3]
     shapes = shapes[:, None].expand(-1, len(I), -1, -1)
     chain = paper.progressive(paint, I, shapes)
     titles, frames = ("input", "landmarks", "direct", "progressive"), []
     for s, edited in zip(shapes, chain, strict=True):
-        frames.append(grid([I, draw_points(s, S), paint(I, s), edited], titles, max(1, 128 // S)))
+        frames.append(grid([I, draw_points(s, S), paint(I, s), edited], titles))
     return {"demo.png": sheet, "demo.gif": frames}
 
 
@@ -141,7 +141,7 @@ def pairedcyclegan(paper, cfg):
         off, without = y + paper.painted(cfg, nets, y, b), toyfaces.render(reference.no_makeup(), L)
         columns.append(torch.cat([y, torch.stack([on, truth], 1).flatten(0, 1), off, without]).clamp(-1, 1))
     titles = ["source", *(f"reference {k + 1}" for k in range(len(j)))]
-    return {"demo.png": grid(columns, titles, max(1, 128 // L))}
+    return {"demo.png": grid(columns, titles)}
 
 
 def pix2pix_cyclegan(paper, cfg):

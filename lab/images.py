@@ -265,10 +265,15 @@ def ssim(x, truth):
 
 # ========================================================================================= sheets
 
-def grid(columns, titles=None, scale=1):
-    """A contact sheet (PIL image). columns: list of [n, 3, S, S] in [-1, 1]; titles: one each, or none."""
+def grid(columns, titles=None, scale=0):
+    """A contact sheet (PIL image). columns: [n, 3, S, S] in [-1, 1] each, with titles or without, or {title:
+    pictures}. A pixel becomes scale x scale; 0: so many that a small picture is about 128 px.
+    """
+    if isinstance(columns, dict):
+        columns, titles = list(columns.values()), list(columns)
     columns = [to_uint8(column.cpu()) for column in columns]
     n, _, h, w = columns[0].shape
+    scale = scale or max(1, 128 // h)
     sheet = torch.full((3, n * (h + 2), len(columns) * (w + 2)), 255, dtype=torch.uint8)
     for k, column in enumerate(columns):
         for i in range(n):

@@ -288,7 +288,7 @@ def draw_part(runs, path):
         nets, _ = paper.load(one := dataclasses.replace(one))
         columns[name] = (x + paper.painted(one, nets, x, a, y, b)).clamp(-1, 1)
     columns |= {W: laid(cfg, pairs, true=False)[k, :6], "the truth": pairs.truth[k, :6]}
-    grid(list(columns.values()), list(columns), max(1, 128 // x.shape[-1])).save(path)
+    grid(columns).save(path)
 
 
 def values(study, name, what, row="G"):

@@ -341,4 +341,4 @@ def draw_table(runs, path, n=4):
         x, y, _ = paper.fixed_batch(data, n)
         columns = {"x": x} | columns | {row: paper.in_batches(one, G, x)}
     columns["y"] = y
-    grid(list(columns.values()), list(columns), max(1, 128 // x.shape[-1])).save(path)
+    grid(columns).save(path)
