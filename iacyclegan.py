@@ -49,7 +49,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import common
-from common import ImagePool, PatchGAN, ResNet, linear_decay
+from common import ImagePool, PatchGAN, ResNet, add_noise, linear_decay
 from lab import UserError, authors, judges, say, toyfaces, toysets
 from lab.chain import check_chain, checkpoint_of
 from lab.cli import cli
@@ -75,6 +75,7 @@ class Config(Settings):
     residual_blocks: int = 9          # CycleGAN: for 256 px
     nearest: bool = False             # ours, off: G repeats pixels in place of CycleGAN's u layers
     d_width: int = 64                 # CycleGAN
+    patch: int = choice(70, 16, 34)   # CycleGAN: px that one score of D sees
     vgg_face: str = ""                # the paper's recogniser: file of VGG-Face; none = one of toy faces
     vgg_bgr: bool = False             # ours: the file's network expects blue first, as Caffe's does
     # losses
@@ -82,6 +83,7 @@ class Config(Settings):
     lambda_idp: float = 0.            # the paper: 3e7; ours: 0 = as heavy as the cycle loss after round 0
     lambda_map: float = 5.            # the paper
     lambda_copy: float = 10.          # ours: in the first copy_steps only
+    noise: float = 0.                 # ours, off: std of noise between G_X and G_Y, against hidden signals
     margin: float = .2                # ours: FaceNet's; the paper does not say
     # training
     rounds: int = 2                   # ours: rounds after CycleGAN; the paper's chain, tuning twice, is 1
@@ -217,11 +219,12 @@ def build(cfg):
     """G_X, G_Y, D_X, D_Y, weights from N(0, .02).
 
     G_X: photo -> sketch, G_Y: sketch -> photo, CycleGAN's ResNet, 11,378,179 parameters with 9 blocks. D_X
-    judges photos, D_Y sketches: 70 x 70 PatchGANs, 2,764,737 parameters.
+    judges photos, D_Y sketches: PatchGANs, of 70 x 70 px with 2,764,737 parameters.
     """
-    widths = [cfg.d_width * min(2 ** k, 8) for k in range(4)]
+    n = {16: 1, 34: 2, 70: 3}[cfg.patch]                               # D's layers of stride 2
+    widths, strides = [cfg.d_width * 2 ** k for k in range(n + 1)], (2,) * n + (1,)
     G_X, G_Y = (common.init_normal(ResNet(cfg.residual_blocks, cfg.width, cfg.nearest)) for _ in "XY")
-    D_X, D_Y = (common.init_normal(PatchGAN(3, widths, (2, 2, 2, 1), norm="instance")) for _ in "XY")
+    D_X, D_Y = (common.init_normal(PatchGAN(3, widths, strides, norm="instance")) for _ in "XY")
     return G_X, G_Y, D_X, D_Y
 
 
@@ -394,9 +397,9 @@ def train_generators(cfg, phi, data, held_out, lambda_idp):
         # 1. G_X and G_Y: like real ones, of this person, with a way back; what is a sketch already stays
         with frozen(D_X, D_Y), autocast(cfg):
             y_fake = G_X(x)
-            x_back = G_Y(y_fake)
+            x_back = G_Y(add_noise(y_fake, cfg.noise))
             x_fake = G_Y(y)
-            y_back = G_X(x_fake)
+            y_back = G_X(add_noise(x_fake, cfg.noise))
             y_same = G_X(y)
             x_same = G_Y(x)
             score_y_fake = D_Y(y_fake)

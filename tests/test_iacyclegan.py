@@ -447,6 +447,19 @@ def test_tuning_sees_real_and_generated_pictures_of_the_right_modality(tiny, mon
     assert (Path(tiny.run) / "recognisers.pt").exists()
 
 
+@pytest.mark.parametrize("patch", [16, 34, 70])
+def test_a_score_of_D_sees_patch_px(tiny, patch):
+    for D in paper.build(dataclasses.replace(tiny, patch=patch))[2:]:
+        assert D.receptive_field() == patch
+
+
+def test_noise_between_the_generators_is_in_the_way_back_alone(tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr(paper, "add_noise", lambda x, std: (seen.append((x, std)), x)[1])
+    paper.train(dataclasses.replace(tiny, steps=1, copy_steps=0, rounds=0, noise=.1))
+    assert [std for _, std in seen] == [.1, .1] and all(x.requires_grad for x, _ in seen)
+
+
 def test_a_shorter_first_round_copies_for_a_shorter_time(tiny):
     whole = dataclasses.replace(tiny, steps=100, copy_steps=20, first=.1)
     rounds = [paper.of_round(whole, r) for r in (0, 1)]
