@@ -967,7 +967,7 @@ def test_ablate_runs_every_part_and_judges(tiny, monkeypatch, capsys):
     assert report["verdict"] in ("not reproduced", "partly reproduced")
     assert len(report["runs"]) == 5 * 2 and (Path(tiny.run) / "ablation.png").exists()
     said = capsys.readouterr().out
-    assert "by confidence 1 point better and within 1 where none is degraded: " in said
+    assert "a third of the loss regained: " in said
     multi, one = (load_checkpoint(runs / f"{name}-0/last.pt") for name in ("multi", "single"))
     for net, name in (("G", "enc.main.0.weight"), ("D", "trunk.main.0.weight")):           # it went on
         assert (multi["nets"][net][name] - one["nets"][net][name]).abs().max() < .005

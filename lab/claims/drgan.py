@@ -16,6 +16,9 @@ from lab.recognition import identify, pose_probe, share, spearman, verification,
 
 # ========================================================================================= measures
 
+FEW = (2, 1), (3, 2)                       # small sets: how many pictures, and how many of them are degraded
+
+
 def judge(cfg, kind):
     """The judge of yaw or identity that measures, and its own error."""
     return judges.judge(kind, cfg.image_size, 2, cfg.device, cfg.cache)
@@ -61,7 +64,7 @@ def measure(cfg, G, album):
         sets = sets_of(album, gallery, n, g)
         if len(sets):
             rows[f"{n} pictures a person"] = fusions(album, f, w, gallery, sets)
-    for n, k in ((1, 0), (1, 1), *((6, k) for k in range(5))) if toy else ():
+    for n, k in ((1, 0), (1, 1), *((6, k) for k in range(5)), *FEW, *((n, 0) for n, _ in FEW)) if toy else ():
         rows[f"{n} pictures, {k} degraded"] = fusions(album, f, w, gallery, sets_of(album, gallery, n, g, k))
     if G.multi:
         rows["confidence against"] = trust(album, w)
@@ -240,10 +243,11 @@ def ablate(cfg):
               classifier to chance.
     rotation  drawings reach the pose asked for in at least 80 % (without the pose code and D's pose loss at
               most 25 %), and at turns of 30 degrees and more are nearer to the true face than the input is.
-    fusion    (the single-image model goes on with six pictures a person for as many steps) six pictures of
-              which 2, 3 or 4 are degraded: fused by confidence at least 1 point above the mean, and within 1
-              point of it with none degraded; rank correlation of the confidence with blur and with |yaw| at
-              most -0.5.
+    fusion    (the single-image model goes on with six pictures a person for as many steps) two pictures of
+              which one is degraded, three of which two are: fused by confidence above the mean in every seed,
+              and a third of what the mean loses to them is regained; within 1 point of the mean with none
+              degraded. Rank correlation of the confidence with blur and with |yaw| at most -0.5. (Six are
+              recognised whatever is degraded: rows without a bar.)
 
     Writes ablation.json, or ablation_<part>.json, and a .png beside it. An interrupted ablation continues.
     """
@@ -324,14 +328,16 @@ def claim_rotation(study):
 
 def claim_fusion(study):
     values, ways = study.values, ("by confidence", "mean", "best one")
-    fused = [{way: values("multi", f"6 pictures, {k} degraded: {way}") for way in ways} for k in range(5)]
-    for k in range(5):
-        study.row(f"multi: 6 pictures, {k} degraded", **fused[k])
-    mean, by_w = (np.mean([fused[k][way] for k in (2, 3, 4)], axis=0) for way in ("mean", "by confidence"))
-    none = (fused[0]["by confidence"] - fused[0]["mean"]).mean()
+    for n, k in (*((6, k) for k in range(5)), *((n, k) for n, some in FEW for k in (0, some))):
+        study.row(f"multi: {n} pictures, {k} degraded",
+                  **{way: values("multi", f"{n} pictures, {k} degraded: {way}") for way in ways})
+    (mean, by_w), (clean, clean_by_w) = (
+        [np.mean([values("multi", f"{n} pictures, {k * some} degraded: {way}") for n, k in FEW], axis=0)
+         for way in ("mean", "by confidence")] for some in (True, False))
     yaw, blur, cover = (values("multi", f"confidence against: {k}") for k in ("yaw", "blur", "cover"))
-    better = by_w.mean() - mean.mean() >= .01 and abs(none) <= .01
-    study.claim("fusion", "rank-1 of six pictures, 2 to 4 of them degraded: fused by mean, by confidence",
-                mean, by_w, True, by_confidence_1_point_better_and_within_1_where_none_is_degraded=better,
+    study.claim("fusion", "rank-1 of two pictures, one degraded, and three, two degraded: fused by mean, by "
+                "confidence", mean, by_w, True, above_the_mean_in_every_seed=(by_w > mean).all(),
+                a_third_of_the_loss_regained=(by_w - mean).mean() >= (clean - mean).mean() / 3,
+                within_1_point_where_none_is_degraded=abs((clean_by_w - clean).mean()) <= .01,
                 confidence_falls_with_blur=blur.mean() <= -.5, confidence_falls_with_yaw=yaw.mean() <= -.5)
     study.row("multi: confidence against", yaw=yaw, blur=blur, cover=cover)
