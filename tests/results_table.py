@@ -31,7 +31,8 @@ Their designs could not show the claim, or their recipes were too poor. New bars
 - iacyclegan: the reader knew people by the colour of their skin, which no sketch tells, and the identity loss
   compared different crops of a face, so that most of it was noise; the chain went to round 3.
 - drgan: everybody was seen in every pose, from which a classifier learns all about turning; 1,500 steps were
-  too few to draw; the bar for what the feature tells of the pose lay below chance.
+  too few to draw; the bar for what the feature tells of the pose lay below chance; six pictures of a person
+  are recognised whatever happens to some.
 - cyclegan: generators that did not begin by copying found the negative in one seed of three.
 - pix2pix: maps painted every region in one colour for everybody, so nothing said whose face was wanted.
 - pairedcyclegan: bars asked for more than the warped reference itself can give; a training without [L_S] and

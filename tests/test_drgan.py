@@ -966,6 +966,7 @@ def test_ablate_runs_every_part_and_judges(tiny, monkeypatch, capsys):
     assert {c["part"] for c in report["claims"]} == {"pose", "leak", "rotation", "fusion"}
     assert report["verdict"] in ("not reproduced", "partly reproduced")
     assert len(report["runs"]) == 5 * 2 and (Path(tiny.run) / "ablation.png").exists()
+    assert (Path(tiny.run) / "ablation_samples.png").exists()
     said = capsys.readouterr().out
     assert "a third of the loss regained: " in said
     multi, one = (load_checkpoint(runs / f"{name}-0/last.pt") for name in ("multi", "single"))

@@ -11,7 +11,7 @@ from common import n_parameters
 from lab import albums, claims, judges
 from lab.albums import YAWS
 from lab.formats.people import official_pairs
-from lab.images import ssim
+from lab.images import grid, ssim
 from lab.recognition import identify, pose_probe, share, spearman, verification, verification_pairs
 
 # ========================================================================================= measures
@@ -249,7 +249,8 @@ def ablate(cfg):
               degraded. Rank correlation of the confidence with blur and with |yaw| at most -0.5. (Six are
               recognised whatever is degraded: rows without a bar.)
 
-    Writes ablation.json, or ablation_<part>.json, and a .png beside it. An interrupted ablation continues.
+    Writes ablation.json, or ablation_<part>.json, a .png beside it, for rotation also a sheet of drawings. An
+    interrupted ablation continues.
     """
     drgan.validate(cfg)
     folder = claims.ablation_folder(cfg)
@@ -273,7 +274,9 @@ def ablate(cfg):
     all_rows(study, list(changes))
     for part in parts:
         globals()[f"claim_{part}"](study)
-    study.write(cfg)
+    path = study.write(cfg)
+    if "rotation" in parts:
+        draw_turns(study, path.with_name(f"{path.stem}_samples.png"))
 
 
 def all_rows(study, names):
@@ -324,6 +327,20 @@ def claim_rotation(study):
     study.claim("rotation", what, blind, reached, True, reached_in_80_per_cent=reached.mean() >= .8,
                 without_pose_code_at_most_25_per_cent=blind.mean() <= .25,
                 nearer_to_the_truth_than_the_input=nearer.all())
+
+
+@torch.no_grad()
+def draw_turns(study, path, n=2):
+    """Held-out people in every pose: drawn without the pose code, drawn with it, and truly."""
+    rows = []
+    for name in ("no pose code", "single"):
+        one = dataclasses.replace(study.jobs[name, study.seeds[0]])
+        G, _ = drgan.load(one)
+        x, true, poses = drgan.fixed_batch(drgan.make_data(one)[1], one, n)
+        rows.append(drgan.in_every_pose(G, G.encode(x)[0], one))
+    sheet, blank = torch.stack([*rows, true], 1).flatten(0, 1), torch.ones_like(x)
+    inputs = torch.stack([x, blank, blank], 1).flatten(0, 1)
+    grid([inputs, *sheet.unbind(1)], ["input", *poses], max(1, 96 // x.shape[-1])).save(path)
 
 
 def claim_fusion(study):
