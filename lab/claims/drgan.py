@@ -246,8 +246,9 @@ def ablate(cfg):
     fusion    (the single-image model goes on with six pictures a person for as many steps) two pictures of
               which one is degraded, three of which two are: fused by confidence above the mean in every seed,
               and a third of what the mean loses to them is regained; within 1 point of the mean with none
-              degraded. Rank correlation of the confidence with blur and with |yaw| at most -0.5. (Six are
-              recognised whatever is degraded: rows without a bar.)
+              degraded. Rank correlation of the confidence with blur and with |yaw| at most -0.5. (The first
+              bar was of six pictures, which are recognised whatever is degraded: rows without a bar now. The
+              new ones were set when those had been seen, before these.)
 
     Writes ablation.json, or ablation_<part>.json, a .png beside it, for rotation also a sheet of drawings. An
     interrupted ablation continues.
