@@ -27,7 +27,7 @@ def read(logits, names, exclusive):
     """What logits [B, n] of a classifier say: attributes above 0; the highest class, or hair colour."""
     label = (logits > 0).float()
     one_of = [k for k, name in enumerate(names) if exclusive or name in HAIR]
-    if len(one_of) > 1:
+    if exclusive or len(one_of) > 1:                                   # a lone hair colour excludes nothing
         label[:, one_of] = F.one_hot(logits[:, one_of].argmax(1), len(one_of)).to(label)
     return label
 

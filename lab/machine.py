@@ -36,6 +36,7 @@ def resolve_device(cfg):
         cfg.amp = read_json(configs[0]).get("amp") if configs else None
     if cfg.amp is None:
         cfg.amp = cfg.AMP_ON_CUDA if cuda else processor_has_bfloat16()
+    torch.backends.cudnn.benchmark = cuda
     return cfg
 
 

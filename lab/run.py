@@ -256,7 +256,6 @@ class Run:
                 say(f"health: {words}; else ok")
             self.bar = tqdm(total=self.cfg.steps, initial=self.step, unit="step", dynamic_ncols=True,
                             disable=lab.quiet or not sys.stderr.isatty())
-            torch.backends.cudnn.benchmark = True                      # batches of one size
             self.begun = time.perf_counter()
 
     def _finish(self):

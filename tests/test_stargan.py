@@ -274,6 +274,7 @@ def test_a_lone_hair_colour_is_read_as_any_attribute():
     assert labels.read(logits, ("Blond_Hair", "Young"), False).tolist() == [[0, 1], [1, 0]]
     assert labels.read(logits, ("Blond_Hair", "Black_Hair"), False).tolist() == [[0, 1], [1, 0]]
     assert labels.read(-logits.abs(), ("Blond_Hair", "Black_Hair"), False).tolist() == [[0, 1], [0, 1]]
+    assert labels.read(logits[:, :1], ("happy",), True).tolist() == [[1], [1]]      # no other class
 
 
 # ----------------------------------------------------------------------------------------------------
