@@ -631,7 +631,7 @@ def sample_grid(G, shown, cfg):
     if true is not None:
         below = [torch.ones_like(x), *true.unbind(1)]
         columns = [torch.stack(pair, 1).flatten(0, 1) for pair in zip(columns, below, strict=True)]
-    return grid(columns, ["input", *poses], scale=max(1, 96 // x.shape[-1]))
+    return grid(columns, ["input", *poses])
 
 
 # ========================================================================================= inference
@@ -672,14 +672,14 @@ def infer(cfg, files, pose, to, out):
     elif len(photos) > 1:                                              # each alone, and below all fused
         f, x = torch.cat([f, fused]), torch.cat([x, blank])
     y = in_every_pose(G, f, cfg)[:, [poses.index(one) for one in wanted]]
-    path, scale = out_folder(cfg, out) / f"{name}.png", max(1, 96 // cfg.image_size)
-    grid([x, *y.unbind(1)], ["input", *wanted], scale).save(path)
+    path = out_folder(cfg, out) / f"{name}.png"
+    grid([x, *y.unbind(1)], ["input", *wanted]).save(path)
     front = next((wanted.index(one) for one in ("0", "frontal") if one in wanted), len(wanted) // 2)
     frames = y[:, front] if to else y[-1]                              # the steps, or the last row's poses
-    frames = [grid([frame[None]], None, 2 * scale) for frame in frames]
+    frames = [grid([frame[None]], None, max(1, 192 // cfg.image_size)) for frame in frames]
     write_gif(frames + frames[-2:0:-1], path.with_suffix(".gif"), 160)     # there and back
     between = albums.between(G.decode, fused, G.n_poses, cfg.noise)
-    grid(between, None, scale).save(path.with_name(f"{name}_between.png"))
+    grid(between).save(path.with_name(f"{name}_between.png"))
     print(path, path.with_suffix(".gif"), path.with_name(f"{name}_between.png"), sep="\n")
 
 

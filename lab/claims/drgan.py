@@ -341,7 +341,7 @@ def draw_turns(study, path, n=2):
         rows.append(drgan.in_every_pose(G, G.encode(x)[0], one))
     sheet, blank = torch.stack([*rows, true], 1).flatten(0, 1), torch.ones_like(x)
     inputs = torch.stack([x, blank, blank], 1).flatten(0, 1)
-    grid([inputs, *sheet.unbind(1)], ["input", *poses], max(1, 96 // x.shape[-1])).save(path)
+    grid([inputs, *sheet.unbind(1)], ["input", *poses]).save(path)
 
 
 def claim_fusion(study):

@@ -262,5 +262,4 @@ def draw_edits(study, path, n=4):
         rows.append(gannotation.progressive(paint, I, [points for _, points in targets]))
     columns = [(I, blank, blank), *zip(*rows, strict=True)]
     titles = "input", *(f"edit {k + 1}" for k in range(PASSES))
-    grid([torch.stack(column, 1).flatten(0, 1) for column in columns], titles,
-         max(1, 96 // I.shape[-1])).save(path)
+    grid([torch.stack(column, 1).flatten(0, 1) for column in columns], titles).save(path)
