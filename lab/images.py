@@ -291,7 +291,7 @@ def titled(image, titles, width):
     out.paste(image, (0, top))
     pen = ImageDraw.Draw(out)
     for k, text in enumerate(texts):
-        pen.text((k * width + 2, 1), text, fill="black", spacing=3)
+        pen.text((k * width + 2, 0), text, fill="black", font_size=12, spacing=1)
     return out
 
 

@@ -169,7 +169,7 @@ def watch(paper, cfg, train=None):
 def equation(paper, name, rows=(), latex="", blind="", inside=()):
     """One loss: formula, code (and that of the functions `inside` it), and its value in a real step.
 
-    rows: of `watch`; blind: what a network that knows nothing gives, in words.
+    rows: of `watch`; blind: what to compare it with, in words.
     """
     if latex:
         display(Markdown(f"$$\\displaystyle {latex}$$"))
@@ -179,7 +179,7 @@ def equation(paper, name, rows=(), latex="", blind="", inside=()):
         if row["loss"] == name:
             shapes = ", ".join(" x ".join(map(str, shape)) for shape in row["shapes"]) or "features"
             weight = f", times its weight {row['weight']:g}: **{row['weight'] * row['value']:.4g}**"
-            knows = f"; a network that knows nothing: {blind}" if blind else ""
+            knows = f" (for comparison: {blind})" if blind else ""
             moved = " and ".join(row["moves"]) or "nothing"
             value = f"**{row['value']:.4f}**" + weight * (row["weight"] != 1)
             display(Markdown(f"given {shapes}: {value}{knows}; moves {moved}"))
@@ -259,13 +259,15 @@ def drawn(log, names):
 def dots(name, what, rows, better="left"):
     """A report of notebooks/results as dots: one a seed, a line a row.
 
-    rows: {what a reader calls it: (name of the training, measure)}; better: "left" or "right".
+    rows: {what a reader calls it: (name of the training, measure, or several: their mean)}; better: "left" or
+    "right".
     """
     runs = json.loads((ROOT / "notebooks" / "results" / f"{name}.json").read_text())["runs"]
     sheet = empty_figure(7, 0.6 + 0.32 * len(rows))
     ax = sheet.add_subplot(xlabel=f"{what} ({better} is better)")
-    for k, (run, measure) in enumerate(rows.values()):
-        values = [v[measure] for title, v in runs.items() if title.rpartition(", seed")[0] == run]
+    for k, (run, *measures) in enumerate(rows.values()):
+        mine = [v for title, v in runs.items() if title.rpartition(", seed")[0] == run]
+        values = [sum(v[measure] for measure in measures) / len(measures) for v in mine]
         mean = sum(values) / len(values)
         ax.plot(values, [-k] * len(values), "o", alpha=0.6, color="tab:blue")
         ax.text(mean, 0.25 - k, f"{mean:.3g}" if abs(mean) > 1e-6 else "0", fontsize=7, ha="center")
