@@ -621,13 +621,13 @@ def study(monkeypatch, tiny, without, with_, direct=.5, copy=2., two=(0., 0.), c
     base = {"copy": copy, "pass 5": 1., "self-recovery ratio": 1., "route gap": 0.}
     one = claims.claims.Ablation({(name, seed): tiny for name in claims.ABLATION for seed in (0, 1)})
     one.results = {}
-    rows = (("without triple", without, .5), ("with triple", with_, direct), ("two passes", two, direct),
+    rows = (("without triple", without, .5), ("with triple", with_, direct), ("two routes", two, direct),
             ("without triple, self 100", without, .5))
     for name, excess, d in rows:
         for seed in (0, 1):
             one.results[name, seed] = base | {"excess": excess[seed], "direct": d, "direct / copy": d / copy}
     claims.judge_triple(one)
-    of = ("triple: ", "passes: ")[claim]
+    of = ("triple: ", "passes: ", "two routes: ")[claim]
     return one.claims[claim]["verdict"], [v for k, v in one.criteria.items() if k.startswith(of)]
 
 
@@ -640,6 +640,10 @@ def test_the_bars_of_the_ablation(monkeypatch, tiny):
     passes = dict(without=(.4, .4), with_=(.2, .2), claim=1)
     assert study(monkeypatch, tiny, two=(.1, .1), **passes) == ("reproduced", [True] * 3)
     assert study(monkeypatch, tiny, two=(.1, .3), **passes)[1] == [False, True, True]
+    routes = dict(without=(.4, .4), with_=(.2, .2), claim=2)
+    assert study(monkeypatch, tiny, two=(.1, .3), **routes) == ("reproduced", [True] * 3)
+    assert study(monkeypatch, tiny, two=(.1, .31), **routes)[1] == [False, True, True]
+    assert study(monkeypatch, tiny, two=(.1, .1), direct=.56, **routes)[1] == [True, True, False]
 
 
 @pytest.mark.slow
@@ -654,7 +658,8 @@ def test_ablate_shares_the_warm_up_and_keeps_the_error_after_each_pass(tiny, mon
     assert result["rows"]["without identity, mean"]["direct identity"] <= 1
     config = read_json(Path(cfg.run) / "ablation/without-tv-1/config.json")
     assert config["lambda_tv"] == 0 and config["lambda_triple"] == tiny.lambda_triple
-    assert Image.open(Path(cfg.run) / "ablation_edits.png").height > 12 * tiny.image_size
+    assert Image.open(Path(cfg.run) / "ablation_edits.png").height > 16 * tiny.image_size
+    assert Image.open(Path(cfg.run) / "ablation_edits.gif").n_frames == 24
     claims.ablate(dataclasses.replace(cfg, part="losses"))             # goes on from what is trained
     result = read_json(Path(cfg.run) / "ablation_losses.json")
     assert list(result["passes"]) == ["with triple"] and not result["claims"]
