@@ -12,6 +12,7 @@ EXPRESSIONS = tuple(toyfaces.EXPRESSIONS)                              # the eig
 
 # ------------------------------------------------------------------------------------------- StarGAN
 
+OLD = 1.4                                                              # 1 hardly shows at 48 px
 ONE_WALL = dict(background=1., light=[.45, -.3, .84], light_strength=.6)
 
 
@@ -26,9 +27,11 @@ def wild(cfg, count, seed):
             raise UserError(f"--attributes {name}: toy faces have {', '.join(toyfaces.ATTRIBUTES)}")
     makeup = cfg.variety > 0 or "Makeup" in names
     faces = toyfaces.sample(count, seed, cfg.device, pose=cfg.pose, makeup=makeup)
-    age = torch.where(faces.age < .5, .6 * faces.age, .7 + .6 * (faces.age - .5))              # young or old
+    # young, or so old that a small picture shows it; grey by age alone
+    age = torch.where(faces.age < .5, .6 * faces.age, OLD + .4 * (faces.age - .75))
+    hair = faces.hair if "Gray_Hair" in names else faces.hair % 3
     # close, as CelebA
-    faces = faces.set(zoom=1.25, age=age).alike(cfg.variety, **ONE_WALL)
+    faces = faces.set(zoom=1.25, age=age, hair=hair).alike(cfg.variety, **ONE_WALL)
     labels = toyfaces.attributes(faces)[:, [toyfaces.ATTRIBUTES.index(name) for name in names]]
     return names, faces, labels.cpu()
 
@@ -54,6 +57,7 @@ def counterfactual(faces, name, on):
         return faces.express(name)
     yes = toyfaces.with_attribute(faces, name, 1)
     no = yes if name in HAIR else toyfaces.with_attribute(faces, name, 0)
+    no = no.set(age=OLD) if name == "Young" else no
     return yes.where(on > .5, no)
 
 # --------------------------------------------------------------------------------------- GANnotation

@@ -289,6 +289,8 @@ def ablation_run(cfg):
     for kind in ("copy", "truth"):
         out |= {f"{kind} {k}": v for k, v in average(own[kind]).items()}
     if cfg.toy == "attributes":
+        out |= {f"{kind} {name}": found["error"] for kind in ("G", "truth")
+                for name, found in own[kind].items()}
         return out | progressive(cfg, G, data)
     return out | across(cfg, G)
 
@@ -348,6 +350,9 @@ def standard(study, title, name, prefix="", **more):
 def claim_recipe(study):
     for title, prefix in (("StarGAN", ""), ("copy the input", "copy "), ("the true pictures", "truth ")):
         standard(study, title, "attributes", prefix)
+    for name in [k.removeprefix("G ") for k in study.results["attributes", study.seeds[0]] if k[:2] == "G "]:
+        study.row(f"misread: {name}", StarGAN=study.values("attributes", f"G {name}"),
+                  truth=study.values("attributes", f"truth {name}"))
     error, L1, copy, real = (study.values("attributes", k) for k in ("error", "L1", "copy L1", "real error"))
     study.claim("recipe", "L1 to the true counterfactual under a new attribute: copying the input, StarGAN",
                 copy, L1, at_most_15_per_cent_misread=(error <= .15).all(),
