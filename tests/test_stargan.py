@@ -835,15 +835,20 @@ def test_a_pair_is_read_by_the_reader_of_all_expressions(tiny):
         assert found["G"].keys() == {"happy"} and found["G"]["happy"]["error"] == error
 
 
-def test_the_classifier_learns(tiny, monkeypatch):
+def test_the_classifier_learns(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "CLASSIFIER_STEPS", 20)
     monkeypatch.setattr(claims, "CLASSIFIER_PEOPLE", {"attributes": 200})
     monkeypatch.setattr(star, "TEST_PEOPLE", {"attributes": 60})
     cfg = dataclasses.replace(tiny, attributes=("Black_Hair", "Blond_Hair"))
+    cfg.cache = str(tmp_path)
     net, names, error = claims.classifier(cfg, star.make_data(cfg, test=True), 0)
     # a third have each colour
     assert error < 0.25 and not net.training and names == cfg.attributes
     # from the cache
+    assert claims.classifier(cfg, star.make_data(cfg, test=True), 0)[2] == error
+    (kept,) = tmp_path.glob("stargan-classifier-*")
+    kept.write_bytes(kept.read_bytes()[:999])
+    # damaged: made anew
     assert claims.classifier(cfg, star.make_data(cfg, test=True), 0)[2] == error
 
 

@@ -32,10 +32,10 @@ def classifier(cfg, data, d):
     key = repr((key, source.labels.tolist(), source.names, cfg.image_size, steps, code))
     path = Path(cfg.cache) / f"stargan-classifier-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
     net = torchvision.models.resnet18(num_classes=len(source.names))
-    if path.exists():
+    try:
         net.load_state_dict(load_checkpoint(path)["net"])
         net.to(cfg.device)
-    else:
+    except Exception:                                                  # not there, or damaged: make it
         say(f"training a classifier of {' '.join(source.names)} (once, on {len(source.labels)} pictures) ...")
         train_classifier(net, cfg, source, steps)
         save_checkpoint({"net": net.state_dict()}, path)
