@@ -634,6 +634,9 @@ def test_infer_with_a_file_of_weights(chain, tmp_path):
     claims.evaluate(dataclasses.replace(chain))
     rows = json.loads((Path(chain.run) / "evaluation.json").read_text())["rows"]
     assert list(rows) == ["CycleGAN", "round 1", "the true pictures"]
+    sheet = Image.open(Path(chain.run) / "evaluation.png")             # eight columns of six pictures
+    scale = 128 // chain.image_size
+    assert sheet.width == 8 * scale * (chain.image_size + 2) and sheet.height > 6 * scale * chain.image_size
 
 
 @pytest.mark.slow

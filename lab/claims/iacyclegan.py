@@ -12,7 +12,7 @@ import iacyclegan
 from common import n_parameters
 from lab import claims, judges, say, toysets
 from lab.chain import rounds_of
-from lab.images import ssim, to_unit
+from lab.images import grid, ssim, to_unit
 
 
 # ====================================================================================== recognisers
@@ -113,7 +113,7 @@ def measure(cfg, G, phi, data):
 
 
 def evaluate(cfg):
-    """Every round of cfg.run, on people never trained on. Writes evaluation.json.
+    """Every round of cfg.run, on people never trained on. Writes evaluation.json and evaluation.png.
 
     SSIM, FSIM and L1 (0 ... 1) to the true sketch or photo, grey; inner: from the brows to the mouth. rank-1,
     rank-5: the paper's protocol, one modality is translated and the nearest of all true pictures of that
@@ -123,12 +123,14 @@ def evaluate(cfg):
     very sitting; the pictures to be found are of another one. The last row says what the recognisers make of
     true pictures.
     """
-    rows = {}
+    rows, drawn = {}, {}
     for r in [None] if cfg.weights else rounds_of(cfg) or [None]:
         G, one = iacyclegan.load(cfg, r)
         data = iacyclegan.make_data(one, test=True)
         name = "weights" if r is None else f"round {r}" if r else "CycleGAN"
         rows[name] = measure(one, G, recognisers_after(one), data)
+        drawn[name] = G
+    draw_rounds(drawn, data, Path(cfg.run) / "evaluation.png")
     if not one.data:
         rows["the true pictures"] = measure(one, None, recognisers_after(one), data)
     notes = (f"{len(data)} people never trained on; G_X {n_parameters(G[0]):,} parameters; "
@@ -137,6 +139,17 @@ def evaluate(cfg):
         errors = [other_judge(one, what)[1] for what in ("sketch", "photo")]
         notes += f"; other readers: equal error rate {errors[0]:.3f} on sketches, {errors[1]:.3f} on photos"
     return claims.evaluation(cfg, rows, notes)
+
+
+@torch.no_grad()
+def draw_rounds(drawn, data, path, n=6):
+    """n people: photo, sketches by each round's G_X, the true one; sketch, photos by each G_Y, the real."""
+    index = torch.linspace(0, len(data) - 1, min(n, len(data))).round().long()
+    x, y = data.middle(data.X, index), data.middle(data.Y, index)
+    true_x, true_y = data.middle(data.true_X, index), data.middle(data.true_Y, index)
+    columns = {"photo": x} | {name: G_X(x) for name, (G_X, _) in drawn.items()} | {"artist's sketch": true_y}
+    back = {"sketch": y} | {name: G_Y(y) for name, (_, G_Y) in drawn.items()} | {"real photo": true_x}
+    grid([*columns.values(), *back.values()], [*columns, *back]).save(path)
 
 
 # ========================================================================================= ablation
