@@ -37,6 +37,8 @@ Their designs could not show the claim, or their recipes were too poor. New bars
 - pix2pix: maps painted every region in one colour for everybody, so nothing said whose face was wanted.
 - pairedcyclegan: bars asked for more than the warped reference itself can give; a training without [L_S] and
   D_S stood for a CycleGAN; the warped reference brought irises and brows along; the make-up was faint.
+- stargan: age showed in a few thin lines, which at 48 px nobody sees, not even in true pictures; now the old
+  have grey hair and deep wrinkles. ("joint" and "triple" are of the world before.)
 """
 
 
