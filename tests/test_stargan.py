@@ -416,7 +416,22 @@ def test_toy_labels_tell_the_truth(tiny):
     s = star.make_data(tiny).sets[0]
     names = [toyfaces.ATTRIBUTES.index(n) for n in s.names]
     assert torch.equal(s.labels, toyfaces.attributes(s.faces)[:, names])
-    assert ((s.faces.age < 0.31) | (s.faces.age > 0.69)).all()
+    assert ((s.faces.age < 0.31) | (s.faces.age > 1.29)).all()
+    # and a label that is set or taken away can be read back
+    for name in s.names:
+        yes, no = (
+            toysets.counterfactual(s.faces, name, torch.full((len(s.faces),), on)) for on in (1.0, 0.0)
+        )
+        k = toyfaces.ATTRIBUTES.index(name)
+        assert toyfaces.attributes(yes)[:, k].all()
+        if name not in toysets.HAIR:
+            assert not toyfaces.attributes(no)[:, k].any()
+
+
+def test_toy_hair_is_grey_by_age_unless_grey_is_asked_for(tiny):
+    for names, grey in ((("Black_Hair", "Young"), False), (("Gray_Hair", "Young"), True)):
+        faces = toysets.wild(dataclasses.replace(tiny, attributes=names), 200, 5)[1]
+        assert (faces.hair == 3).any() == grey
 
 
 def picture(path, size=(178, 218), colour=(120, 90, 60)):
