@@ -166,10 +166,10 @@ def watch(paper, cfg, train=None):
     return rows
 
 
-def equation(paper, name, rows=(), latex="", blind="", inside=()):
+def equation(paper, name, rows=(), latex="", beside="", inside=()):
     """One loss: formula, code (and that of the functions `inside` it), and its value in a real step.
 
-    rows: of `watch`; blind: what to compare it with, in words.
+    rows: of `watch`; beside: what to compare it with, in words.
     """
     if latex:
         display(Markdown(f"$$\\displaystyle {latex}$$"))
@@ -179,10 +179,10 @@ def equation(paper, name, rows=(), latex="", blind="", inside=()):
         if row["loss"] == name:
             shapes = ", ".join(" x ".join(map(str, shape)) for shape in row["shapes"]) or "features"
             weight = f", times its weight {row['weight']:g}: **{row['weight'] * row['value']:.4g}**"
-            knows = f" (for comparison: {blind})" if blind else ""
+            compared = f" (for comparison: {beside})" if beside else ""
             moved = " and ".join(row["moves"]) or "nothing"
             value = f"**{row['value']:.4f}**" + weight * (row["weight"] != 1)
-            display(Markdown(f"given {shapes}: {value}{knows}; moves {moved}"))
+            display(Markdown(f"given {shapes}: {value}{compared}; moves {moved}"))
             break
 
 

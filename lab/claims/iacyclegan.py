@@ -142,11 +142,10 @@ def evaluate(cfg):
 
 
 @torch.no_grad()
-def draw_rounds(drawn, data, path, n=6):
-    """n people: photo, sketches by each round's G_X, the true one; sketch, photos by each G_Y, the real."""
-    index = torch.linspace(0, len(data) - 1, min(n, len(data))).round().long()
-    x, y = data.middle(data.X, index), data.middle(data.Y, index)
-    true_x, true_y = data.middle(data.true_X, index), data.middle(data.true_Y, index)
+def draw_rounds(drawn, data, path):
+    """Some people: photo, sketches by the rounds' G_X, the true one; sketch, photos by G_Y, the real one."""
+    x, y = iacyclegan.fixed_batch(data)
+    true_x, true_y = iacyclegan.fixed_batch(iacyclegan.Pairs(data.cfg, data.true_X, data.true_Y))
     columns = {"photo": x} | {name: G_X(x) for name, (G_X, _) in drawn.items()} | {"artist's sketch": true_y}
     back = {"sketch": y} | {name: G_Y(y) for name, (_, G_Y) in drawn.items()} | {"real photo": true_x}
     grid([*columns.values(), *back.values()], [*columns, *back]).save(path)
