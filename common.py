@@ -58,12 +58,12 @@ class PatchGAN(nn.Module):
     """
 
     def __init__(self, in_channels=3, widths=(64, 128, 256, 512), strides=(2, 2, 2, 1), kernel=4, norm=None,
-                 slope=.2, head_kernel=4, bias=True, head_bias=True):
+                 slope=.2, head_kernel=4, head_bias=True):
         super().__init__()
         layers, c, padding = [], in_channels, 1 if kernel > 1 else 0
         for k, (width, stride) in enumerate(zip(widths, strides, strict=True)):
             layers += conv_block(c, width, kernel, stride, padding, norm if k else None, nn.LeakyReLU(slope),
-                                 bias=bias and not (k and norm == "batch"))
+                                 bias=not (k and norm == "batch"))
             c = width
         self.trunk = nn.Sequential(*layers)
         self.head = nn.Conv2d(c, 1, head_kernel, 1, 1 if head_kernel > 1 else 0, bias=head_bias)

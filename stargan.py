@@ -403,7 +403,7 @@ def train(cfg):
     shown = fixed_batch(held_out)
     learn_to_copy(cfg, run, data, G, opt_G)
 
-    losses = {}
+    losses = run.losses
     for step, batches in run.batches(cfg.batch_size):
         run.set_lr(cfg.lr * linear_decay(step, cfg.steps, cfg.decay_from))
         for d, (x_real, label_org) in enumerate(batches):              # one set after the other: section 3.2

@@ -17,6 +17,9 @@ def rounds_of(cfg):
 def checkpoint_of(cfg, r=None):
     """The file of round r (default: the last) of cfg.run, or cfg.weights. UserError if it is not there."""
     if cfg.weights:
+        if r is not None:
+            raise UserError(f"{cfg.weights} holds the generators of one round; --which {r} needs a training "
+                            "of your own: leave --weights out, or give --run")
         return Path(cfg.weights)
     found = rounds_of(cfg)
     if not found:

@@ -25,7 +25,7 @@ from lab.machine import hardware, resolve_device
 from lab.run import data_folders, require
 
 MODES = {
-    "train": "train; a run is continued: to the bit on a processor, on CUDA but for what two runs differ in",
+    "train": "train; a run that was stopped goes on: to the bit on a processor, on CUDA about so",
     "evaluate": "metrics on held-out faces",
     "ablate": "the paper's claim: with and without", "infer": "translate your own files",
     "demo": "pictures in seconds, from the generator that comes with the repository",
@@ -227,6 +227,7 @@ def config_of(paper, args):
     if cfg.steps:                                                      # else no step of the paper is left
         require(cfg, "copy_steps", getattr(cfg, "copy_steps", 0) < cfg.steps,
                 f"fewer than --steps {cfg.steps}")
+    require(cfg, "seed", cfg.seed < 1000, "below 1000, since from there on people who are tested are drawn")
     require(cfg, "betas", len(cfg.betas) == 2 and max(cfg.betas) < 1, "two numbers from 0 to below 1")
     for folder in data_folders(cfg):
         if not Path(folder).is_dir():

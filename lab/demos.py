@@ -120,7 +120,7 @@ def drgan(paper, cfg):
 
 
 def iacyclegan(paper, cfg):
-    """People photographed and drawn, and drawn and photographed; the truth beside."""
+    """People photographed and drawn, and drawn and photographed; beside them the other of the pair."""
     (G_X, G_Y), one = paper.load(cfg)
     data = paper.make_data(dataclasses.replace(one, data="", people=6, seed=OTHERS))
     return {"demo.png": paper.sample_grid(G_X, G_Y, paper.fixed_batch(data))}

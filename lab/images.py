@@ -209,8 +209,7 @@ def decoded_images(cfg, paths, shape, decode, key=()):
     key: whatever else than the files decides what decode gives. With cfg.skip_bad unreadable files are left
     out.
     """
-    # the last byte of a row: was it readable?
-    def fill(array):
+    def fill(array):                                                   # a row's last byte: was it readable?
         pictures = array[:, :-1].reshape(len(paths), *shape)
         array[decode_all(paths, decode, pictures, cfg.skip_bad), -1] = 1
 
@@ -256,6 +255,11 @@ def to_unit(x):
     On a GPU in float64: SSIM subtracts squares, which TF32 rounds.
     """
     return ((x.double() if x.is_cuda else x) / 2 + .5).clamp(0, 1)
+
+
+def L1(x, truth):
+    """Mean absolute difference of each picture, in units of 0 ... 1 of pictures in [-1, 1]: [B]."""
+    return (x - truth).abs().flatten(1).mean(1) / 2
 
 
 def ssim(x, truth):

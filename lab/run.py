@@ -114,16 +114,17 @@ class Run:
     """One training: a folder with config.json, last.pt, metrics.jsonl, losses.png, samples/.
 
     data: has `generator` (a torch.Generator) and `sample(batch_size)`; nets, opts: networks and optimisers by
-    name; health: {word: meaning}; about: plain values that inference needs to know of the data. One that was
-    interrupted goes on as if it had never stopped, on a processor to the bit: networks, optimisers and random
-    generators come from last.pt. One that is lengthened goes on as the longer one would.
+    name; health: {word: meaning}; about: plain values that inference needs to know of the data; losses: what
+    the log shows of steps that not every batch has. A training that was interrupted goes on as if it had
+    never stopped, on a processor to the bit: networks, optimisers, losses and random generators come from
+    last.pt. One that is lengthened goes on as the longer one would.
     """
 
     def __init__(self, cfg, data, nets, opts, health=None, about=None):
         self.cfg, self.data, self.nets, self.opts = cfg, data, nets, opts
         self.health, self.about = health or {}, about
         self.folder, self.step, self.elapsed, self.begun = Path(cfg.run), 0, 0., None
-        self.stop_signal, self.word, self.bar = None, "", None
+        self.stop_signal, self.word, self.bar, self.losses = None, "", None, {}
         self.files = fingerprint(data_folders(cfg))
         self.saved, self.saving = -math.inf, 0.                        # last.pt: when, how long it took
         self.open()
@@ -196,7 +197,7 @@ class Run:
             for p, state in optimiser.state.items():
                 state.update({k: torch.empty_like(p).copy_(v) for k, v in state.items()
                               if torch.is_tensor(v) and v.dim() and v.shape == p.shape})
-        self.step, self.elapsed = saved["step"], saved["seconds"]
+        self.step, self.elapsed, self.losses = saved["step"], saved["seconds"], saved.get("losses", {})
         self.data.generator.set_state(saved["rng"]["data"])
         torch.set_rng_state(saved["rng"]["torch"])
         if "cuda" in saved["rng"] and torch.cuda.is_available():
@@ -218,6 +219,7 @@ class Run:
         save_checkpoint({"paper": paper_of(self.cfg), "step": self.step, "seconds": self.seconds(),
                          "config": comparable(self.cfg), "about": self.about, "rng": rng,
                          "pictures": count(self.data), "files": self.files,
+                         "losses": {k: float(v) for k, v in self.losses.items()},
                          "nets": {k: v.state_dict() for k, v in self.nets.items()},
                          "opts": {k: v.state_dict() for k, v in self.opts.items()}}, kept)
         self.saved = time.perf_counter()
@@ -275,8 +277,7 @@ class Run:
             self.stop_signal = number
         try:
             return {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        # not the main thread: leave signals alone
-        except ValueError:
+        except ValueError:                                             # not the main thread
             return {}
 
     def set_lr(self, lr):
@@ -288,7 +289,7 @@ class Run:
     # ---- what happened
 
     def seconds(self):
-        """Time spent in the loop so far, earlier sessions included."""
+        """Time spent in the loop so far, earlier runs included."""
         return self.elapsed + time.perf_counter() - self.begun
 
     def logs(self, step):

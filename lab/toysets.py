@@ -18,7 +18,7 @@ ONE_WALL = dict(background=1., light=[.45, -.3, .84], light_strength=.6)
 
 def wild(cfg, count, seed):
     """`count` people anywhere, one picture each, any expression: (names, faces, labels [N, n])."""
-    # they have no sex
+    # toy people have no sex
     names = tuple("Beard" if name == "Male" else name for name in cfg.attributes)
     for name in names:
         if names.count(name) > 1:

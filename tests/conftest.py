@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 # a worker on every core: one thread each, in what it starts, too
-if "PYTEST_XDIST_WORKER" in os.environ:  # a worker on every core: one thread each, in what it starts, too
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
@@ -67,7 +67,7 @@ def tiny_flags(settings):
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """One folder for drawn faces and judges of the whole test session."""
+    """One folder for drawn faces and judges of all tests."""
     return str(tmp_path_factory.mktemp("cache"))
 
 

@@ -252,7 +252,7 @@ def medium(report, model, seconds, kill):
     """A medium recipe as long as the time allows, evaluated; killed once half-way if asked to."""
     args, (name, fixed) = report.args, MODELS[model]
     begun, folder = time.monotonic(), report.work / "runs" / model
-    paper, cfg = config(model, "medium", args)
+    _, cfg = config(model, "medium", args)
     rate = report.content["bench"][model].get("medium", {}).get("bfloat16", {}).get("total ms", 1000.0)
     rounds = 2 if name == "iacyclegan" else 1
     least, room = 20 + getattr(cfg, "copy_steps", 0), int(0.6 * seconds * 1000 / rate / rounds)

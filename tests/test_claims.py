@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,6 +79,22 @@ def test_a_log_that_two_trainings_share_counts_once(tmp_path, monkeypatch, capsy
     study = claims.Ablation(jobs)
     study.results, study.rows = {}, {"row": {"L1": 0.}}
     assert json.loads(study.write(settings(tmp_path)).read_text())["seconds"] == 12
+
+
+@pytest.mark.parametrize(
+    "met, verdict",
+    [
+        ((True, True, True), "reproduced"),
+        ((True, False, False), "partly reproduced"),
+        ((True, True, False), "partly reproduced"),
+        ((False, False, True), "not reproduced"),  # nothing was lost, nothing won
+        ((False, False, False), "not reproduced"),
+    ],
+)
+def test_a_guard_alone_reproduces_nothing(tmp_path, met, verdict):
+    study = claims.Ablation({("a", seed): settings(tmp_path / str(seed)) for seed in range(2)})
+    study.claim("c", "w", np.zeros(2), np.ones(2), guards=["z"], **dict(zip("xyz", met, strict=True)))
+    assert study.claims[0]["verdict"] == verdict and list(study.criteria.values()) == list(met)
 
 
 def test_rows_that_share_no_measure_get_a_heading_of_their_own():

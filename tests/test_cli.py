@@ -119,7 +119,7 @@ def test_modes_combine_and_files_appear(call, tmp_path):
     )
     lines = read_jsonl(run / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4] and all(
-        line["health"] in ("ok", "copying", "ignores-target", "D-won") for line in lines
+        line["health"] in ("ok", "copying", "target-ignored", "D-won") for line in lines
     )
 
 

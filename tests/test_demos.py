@@ -1,14 +1,16 @@
 """--demo, --infer without a training of one's own, and the weights that come with the repository."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from lab import UserError, albums, demos
+from lab import UserError, albums, demos, toyfaces
 from lab.files import load_checkpoint, save_checkpoint, write_json
+from lab.images import to_uint8
 from lab.run import comparable
 
 MODELS = {
@@ -21,6 +23,8 @@ MODELS = {
     "cyclegan": "pix2pix_cyclegan",
 }
 SHIPPED = sorted(demos.WEIGHTS.glob("*.pt"))
+README = (demos.WEIGHTS.parent.parent / "README.md").read_text()
+INFER = [line for line in re.findall(r"python (\w+\.py --infer .+)", README) if "--weights" not in line]
 
 
 def untrained(model, path, **more):
@@ -95,6 +99,21 @@ def test_infer_uses_them_and_says_so(call, tmp_path, shelf):
     assert (tmp_path / "runs/stargan/inferred/me.png").exists()
     code, _, err = call(*flags, "--run", "elsewhere", paper="stargan")
     assert code == 2 and "no such checkpoint" in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [re.split(" {2,}", line)[0] for line in INFER])
+def test_what_the_readme_infers_can_be_inferred_without_a_training(call, line):
+    script, *argv = line.split()
+    face = toyfaces.sample(1, 0, pose=0.0)
+    rows = "".join(f"{x + 1:.2f} {y + 1:.2f}\n" for x, y in toyfaces.landmarks(face, 128)[0].tolist())
+    for path in (Path(word) for word in argv if "." in word and not word.startswith(".")):
+        if path.suffix != ".pts":
+            array = to_uint8(toyfaces.render(face, 128))[0].permute(1, 2, 0).numpy()
+            Image.fromarray(array).save(path)
+        path.with_suffix(".pts").write_text(f"version: 1\nn_points: 68\n{{\n{rows}}}\n")
+    code, out, err = call(*argv, *call.cache, paper=script.removesuffix(".py"))
+    assert code == 0 and "which comes with the repository" in out, err
 
 
 def test_without_weights_it_says_what_to_do(call, shelf):

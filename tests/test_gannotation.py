@@ -550,7 +550,7 @@ def test_health_words(tiny):
         return gan.health(lambda I, H: (paint(I, H), None), D, shown)["health"]
     good = lambda I, H: I_t + .3 * H[:, :30].amax(1, keepdim=True)                          # noqa: E731
     win = lambda x: 10 * ((x - I_t).abs().mean((1, 2, 3)) < 1e-6) - 5.                      # noqa: E731
-    assert word(lambda I, H: I) == "copying" and word(lambda I, H: I_t) == "ignores-target"
+    assert word(lambda I, H: I) == "copying" and word(lambda I, H: I_t) == "target-ignored"
     assert word(good) == "ok" and word(good, win) == "D-won"
 
 

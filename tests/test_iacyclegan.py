@@ -631,6 +631,11 @@ def test_infer_with_a_file_of_weights(chain, tmp_path):
     cfg = dataclasses.replace(chain, run=str(tmp_path / "elsewhere"), weights=weights, width=9)
     paper.infer(cfg, [picture(tmp_path / "a.png")], False, None, "")
     assert (tmp_path / "elsewhere/inferred/a.png").exists()
+    with pytest.raises(UserError, match="holds the generators of one round"):
+        paper.infer(cfg, [picture(tmp_path / "a.png")], False, 0, "")
+    afresh = dataclasses.replace(cfg, run=str(tmp_path / "no folder yet"))
+    assert list(claims.evaluate(afresh)["rows"]) == ["weights", "the true pictures"]
+    assert (tmp_path / "no folder yet/evaluation.png").exists()
     claims.evaluate(dataclasses.replace(chain))
     rows = json.loads((Path(chain.run) / "evaluation.json").read_text())["rows"]
     assert list(rows) == ["CycleGAN", "round 1", "the true pictures"]

@@ -20,8 +20,8 @@ from lab.images import grid, ssim, to_unit
 def recognisers_after(cfg):
     """phi_X, phi_Y as they were after the round in cfg.run.
 
-    Were they not tuned then: those of the newest round before it that has some, or untuned ones. A line says
-    so.
+    If that round did not tune them: those of the newest round before it that did, or untuned ones; a line
+    says so.
     """
     folder, name = Path(cfg.run), Path(cfg.run).name
     before = []
@@ -130,6 +130,7 @@ def evaluate(cfg):
         name = "weights" if r is None else f"round {r}" if r else "CycleGAN"
         rows[name] = measure(one, G, recognisers_after(one), data)
         drawn[name] = G
+    Path(cfg.run).mkdir(parents=True, exist_ok=True)                   # not there with --weights
     draw_rounds(drawn, data, Path(cfg.run) / "evaluation.png")
     if not one.data:
         rows["the true pictures"] = measure(one, None, recognisers_after(one), data)

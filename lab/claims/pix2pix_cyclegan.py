@@ -8,7 +8,7 @@ import torch
 import pix2pix_cyclegan as paper
 from common import n_parameters
 from lab import UserError, claims, judges, toyfaces, toysets
-from lab.images import grid, rgb_to_lab, ssim
+from lab.images import L1, grid, rgb_to_lab, ssim
 
 
 # ========================================================================================= measures
@@ -38,11 +38,6 @@ def sharpness(x):
     """Mean length of the gradient over the pixels: blur makes it small."""
     dx, dy = x[:, :, :-1, 1:] - x[:, :, :-1, :-1], x[:, :, 1:, :-1] - x[:, :, :-1, :-1]
     return (dx ** 2 + dy ** 2).sqrt().mean().item()
-
-
-def L1(a, b):
-    """Mean absolute difference of pictures in [-1, 1], in units of 0 ... 1."""
-    return ((a - b).abs().mean() / 2).item()
 
 
 def segmenter(cfg):
@@ -75,7 +70,7 @@ def measure(cfg, nets, data):
 
     nets: [G] or [G, F]. Rows: G, F; in pairs "G: the truth", and with CycleGAN "G: copy the input".
     """
-    x, y, paired = paper.fixed_batch(data, 512)
+    x, y, _ = paper.fixed_batch(data, 512)
     paint_x, paint_y = (None, None) if cfg.data else toysets.painters(cfg)
     rows = one_way(cfg, "G", nets[0], x, y, data, paint_y, nets[1:])
     if len(nets) == 2:
@@ -93,7 +88,7 @@ def one_way(cfg, name, net, x, truth, data, paint, back):
     for row, pictures in shown.items():
         values = {}
         if data.paired:
-            values = {"L1": L1(pictures, truth), "SSIM": ssim(pictures, truth).mean().item()}
+            values = {"L1": L1(pictures, truth).mean().item(), "SSIM": ssim(pictures, truth).mean().item()}
         shares = torch.minimum(histograms(pictures), true_histograms).sum(1).tolist()
         values |= {f"hist {channel}": share for channel, share in zip("Lab", shares, strict=True)}
         values["sharpness"] = sharpness(pictures) / true_sharpness
@@ -103,8 +98,8 @@ def one_way(cfg, name, net, x, truth, data, paint, back):
     if back:
         g = torch.Generator().manual_seed(0)
         noisy = (y + .05 * torch.randn(y.shape, generator=g).to(y)).clamp(-1, 1)
-        rows[name]["back"] = L1(paper.in_batches(cfg, back[0], y), x)
-        rows[name]["back from noise"] = L1(paper.in_batches(cfg, back[0], noisy), x)
+        rows[name]["back"] = L1(paper.in_batches(cfg, back[0], y), x).mean().item()
+        rows[name]["back from noise"] = L1(paper.in_batches(cfg, back[0], noisy), x).mean().item()
     return rows
 
 
