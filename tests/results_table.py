@@ -8,7 +8,6 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks" / "results"
-TABLES = ("speed", "authors", "gpu", "on_gpu")  # reports of time and memory, not of a claim
 HEAD = """# Results
 
 Written by `python tests/results_table.py --write` from the reports in this folder.
@@ -46,7 +45,18 @@ Their designs could not show the claim, or their recipes were too poor. New bars
 def reports():
     """{name: report} of the ablations, in order of name."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
-    return {name: report for name, report in found.items() if name not in TABLES}
+    return {name: report for name, report in found.items() if "claims" in report}
+
+
+def evaluations():
+    """Sections on single trainings: NAME_evaluation.json is a copy of the evaluation.json of one."""
+    text = "\n## Single trainings\n"
+    for path in sorted(FOLDER.glob("*_evaluation.json")):
+        r = json.loads(path.read_text())
+        text += f"\n### {path.stem}\n\n`{r['command']}`, {r['hardware']}, commit {r['commit']}; {r['notes']}"
+        text += f". [The report]({path.name}).\n"
+        text += rows({"rows": {f"{name}, mean": row for name, row in r["rows"].items()}})
+    return text
 
 
 def cell(text):
@@ -152,7 +162,7 @@ def on_gpu():
 
 def page():
     text = HEAD + claims() + "\n## Every row\n" + "".join(section(name, r) for name, r in reports().items())
-    text += REPLACED
+    text += evaluations() + REPLACED
     text += measured("speed", "Time and memory of a step") + measured("authors", "Beside the authors' manner")
     return text + on_gpu()
 
