@@ -72,7 +72,7 @@ class Config(Settings):
     copies: int = 8                   # ours: toy pictures of each person at each of nine yaws
     poses_seen: int = 0               # ours: each toy person is seen at so many of these yaws only; 0 = all
     degraded: float = .25             # ours: share of toy pictures that the encoder sees blurred or covered
-    test_people: int = 0              # the last so many; 0 = CFP: fold 10; Multi-PIE: after 200; else a tenth
+    test_people: int = 0              # the last so many; 0 = CFP: fold 10; Multi-PIE: after 200; else 1/10
     # networks
     noise: int = 50                   # C: z uniform in [-1, 1]^50
     width: float = 1.                 # C's table of layers, all widths times this

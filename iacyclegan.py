@@ -96,7 +96,7 @@ class Config(Settings):
     decay_from: float = .5            # the paper: half of the epochs constant, then linear to 0
     pool_size: int = 50               # CycleGAN
     recogniser_steps: int = 1000      # ours: the paper does not say
-    recogniser_lr: float = 1e-4       # ours: likewise
+    recogniser_lr: float = 1e-4       # ours: the paper does not say
     recogniser_people: int = 16       # ours: people in a batch, two real and two generated pictures each
     warm_recogniser: bool = False     # ours, off: tune the recognisers on real pictures before round 0
     # ablation

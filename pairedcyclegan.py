@@ -79,11 +79,11 @@ class Config(Settings):
     asymmetric: bool = True           # the paper: G sees x and y; False = x alone, CycleGAN (ablation)
     # losses
     lambda_adv: float = .1            # the paper, as a public port quotes it: [L_G], [L_F] and [L_P] at first
-    lambda_adv_end: float = .5        # likewise: ... and at the end
+    lambda_adv_end: float = .5        # the paper, as a public port quotes it: ... at the end
     lambda_P: float = 1.              # ours: [L_P] times this as well; 0 = no D_S (ablation)
     lambda_I: float = 1.              # the paper, as a public port quotes it
-    lambda_S: float = 1.              # likewise; 0 = ablation
-    lambda_R: float = .1              # likewise
+    lambda_S: float = 1.              # the paper, as a public port quotes it; 0 = ablation
+    lambda_R: float = .1              # the paper, as a public port quotes it
     mismatch: bool = False            # ours, off: D_S also sees false pairs, W(x, y) beside another reference
     noise: float = 0.                 # ours, off: std of noise between the two stages, against hidden signals
     pairs: str = choice("warp", "true")      # the paper: warp; true = toy faces only, the truth itself

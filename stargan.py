@@ -490,7 +490,8 @@ def fixed_batch(held_out, n=6):
             if s.faces is not None:
                 faces = toysets.counterfactual(s.faces[index.to(device)], name, wanted[:, k])
                 truth = toyfaces.render(faces, held_out.cfg.image_size)
-            columns.append((name, unified_label(wanted, d, held_out.sizes), truth))
+            title = name if other.exclusive or name in HAIR else f"{name} +/-"        # set, or turned over
+            columns.append((title, unified_label(wanted, d, held_out.sizes), truth))
     return x, unified_label(label, 0, held_out.sizes), columns
 
 

@@ -48,7 +48,8 @@ def cli(name):
         fail(str(error))
     except KeyboardInterrupt:
         again = "the same command" + ", without --fresh," * ("--fresh" in sys.argv)
-        print(f"stopped; {again} goes on from the last checkpoint", file=sys.stderr)
+        print(f"stopped; {again} goes on from the last checkpoint, or begins anew if there is none yet",
+              file=sys.stderr)
         sys.exit(130)
     except (MemoryError, RuntimeError) as error:
         if "PytorchStreamWriter" in str(error):
@@ -74,7 +75,7 @@ def main(paper, argv):
     args = parser_of(paper).parse_args(argv)
     if not any(getattr(args, mode) for mode in MODES):
         parser_of(paper).print_help()
-        return 2
+        raise UserError("no mode was given; begin with --demo, or --train")
     title, scale, cfg = Path(paper.__file__).stem, scale_of(args), config_of(paper, args)
     if args.explain:
         print(explain(paper))
@@ -93,8 +94,8 @@ def main(paper, argv):
         say(f"{title}: {scale} recipe on {machine}, {'bfloat16' if cfg.amp else 'float32'}, "
             f"{cfg.image_size} px, batch {cfg.batch_size}, {data or 'toy faces'}")
     else:                                                              # sizes come from the checkpoint
-        say(f"{title}: {cfg.weights or cfg.run}{', which comes with the repository,' * shipped} on {machine}"
-            + f", {data}" * bool(data))
+        origin = ", which comes with the repository and knows toy faces only," * shipped
+        say(f"{title}: {cfg.weights or cfg.run}{origin} on {machine}" + f", {data}" * bool(data))
     run_modes(paper, title, args, cfg)
     return 0
 
@@ -115,6 +116,8 @@ def run_modes(paper, title, args, cfg):
     if args.infer:
         folder = Path(args.out or Path(cfg.run) / "inferred").resolve()
         for file in args.infer:
+            if not Path(file).exists():
+                raise UserError(f"{file}: no such file")
             if folder in (Path(file).resolve(), Path(file).resolve().parent):
                 raise UserError(f"{file}: lies where the results go, and might be overwritten; "
                                 "give another --out")
@@ -148,8 +151,10 @@ def parser_of(paper):
                               "toy faces and paper for --data")
     comments, defaults = sources(paper.Config), paper.Config()
     for field in dataclasses.fields(paper.Config):
-        source = comments.get(field.name, "").replace("%", "%%")
-        add_flag(options, field, getattr(defaults, field.name), source)
+        default, source = getattr(defaults, field.name), comments.get(field.name, "").replace("%", "%%")
+        small = recipe(paper, "small").get(field.name, default)
+        source += f"; default {default!r}" + f", small {small!r}" * (small != default)
+        add_flag(options, field, default, source)
     inference = parser.add_argument_group("options of --infer")
     for flag, kwargs in paper.INFER_FLAGS.items():
         inference.add_argument(flag, **kwargs)
@@ -226,12 +231,18 @@ def config_of(paper, args):
         require(cfg, field, getattr(cfg, field, 0) <= most, f"at most {most}")
     if cfg.steps:                                                      # else no step of the paper is left
         require(cfg, "copy_steps", getattr(cfg, "copy_steps", 0) < cfg.steps,
-                f"fewer than --steps {cfg.steps}")
+                f"fewer than --steps {cfg.steps}" + "; give it, too" * ("copy_steps" not in given))
     require(cfg, "seed", cfg.seed < 1000, "below 1000, since from there on people who are tested are drawn")
     require(cfg, "betas", len(cfg.betas) == 2 and max(cfg.betas) < 1, "two numbers from 0 to below 1")
     for folder in data_folders(cfg):
         if not Path(folder).is_dir():
             raise UserError(f"--data {folder}: no such folder")
+    for flag in ("weights", "vgg_face", "light_cnn"):
+        if (file := getattr(cfg, flag, "")) and not Path(file).exists():
+            raise UserError(f"--{flag.replace('_', '-')} {file}: no such file")
+    for flag in ("run", "cache"):
+        if Path(getattr(cfg, flag)).is_file():
+            raise UserError(f"--{flag} {getattr(cfg, flag)}: a file; expected a folder")
     return cfg
 
 
@@ -249,11 +260,12 @@ def loss_functions(paper):
             if k.startswith("loss_") or re.match(r"\[[\w.()]+\]", f.__doc__ or "")}
 
 
-def tests_of(name, folder):
-    """Names of the tests under `folder` whose body mentions `name`."""
+def tests_of(paper, name, folder):
+    """Names of the tests under `folder` that import the module `paper` and whose body mentions `name`."""
     found = []
     for path in sorted(Path(folder).glob("test_*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        text = path.read_text(encoding="utf-8")
+        for node in ast.parse(text).body if re.search(rf"^(import|from) {paper}\b", text, re.M) else ():
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 names = {getattr(n, "attr", getattr(n, "id", None)) for n in ast.walk(node)}
                 if name in names:
@@ -273,7 +285,8 @@ def explain(paper):
                 line = inspect.getsourcelines(function)[1]
                 out.append(f"    {file.name}:{line}  {name}{inspect.signature(function)}")
                 out += weight_of(paper, doc)
-                out.append(f"    tests: {', '.join(tests_of(name, file.parent / 'tests')) or 'none'}")
+                tests = tests_of(file.stem, name, file.parent / "tests")
+                out.append(f"    tests: {', '.join(tests) or 'none'}")
         out.append("")
     return "\n".join(out)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lab import UserError, albums, toyfaces, toysets, views
+from lab import UserError, albums, say, toyfaces, toysets, views
 from lab.files import load_checkpoint, read_json, save_checkpoint
 from lab.images import draw_points, grid, write_gif
 from lab.run import autocast
@@ -27,6 +27,8 @@ def use_shipped(cfg, args):
     path = WEIGHTS / f"{Path(cfg.run).name}.pt"
     trained = any("ablation" not in last.parts for last in Path(cfg.run).rglob("last.pt"))
     if args.weights or args.run or trained or not path.exists():
+        if trained and path.exists() and not args.weights and not args.run:
+            say(f"your own training; for the generator that comes along give --weights {path}")
         return False
     cfg.weights = str(path)
     return True

@@ -81,7 +81,8 @@ def load_checkpoint(path):
                     raise ValueError(f"{damaged} in it is damaged")
         return saved
     except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint; train first, or give --run") from None
+        raise UserError(f"{path}: no such checkpoint; train first, or give a --run or --weights that is "
+                        "there") from None
     except Exception as error:
         why = refused(path, error)
         raise UserError(f"{path}: not a checkpoint that can be loaded safely ({why})") from None
@@ -99,7 +100,9 @@ def refused(path, error):
         name = culprit[1] or culprit[2]
         return (f"it holds {name}; where you trust it, load it with torch.load(F, weights_only=False) and "
                 "keep its state_dict alone with torch.save(state, F)")
-    return (str(error) or "empty").splitlines()[0][:90]
+    if "central directory" in str(error) or not str(error):
+        return "it is cut short, or something else; give another file, or train anew with --fresh"
+    return str(error).splitlines()[0][:90]
 
 
 def read_checkpoint(path, paper, convert=None):

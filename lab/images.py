@@ -290,7 +290,7 @@ def grid(columns, titles=None, scale=0):
 def titled(image, titles, width):
     """A sheet with titles above it, one every `width` pixels, long ones in several lines."""
     texts = [textwrap.fill(title, max(1, 2 * width // 11)) for title in titles]   # 5.5 px a letter
-    top = 14 * max(1 + text.count("\n") for text in texts)
+    top = 2 + 14 * max(1 + text.count("\n") for text in texts)
     out = Image.new("RGB", (image.width, image.height + top), "white")
     out.paste(image, (0, top))
     pen = ImageDraw.Draw(out)

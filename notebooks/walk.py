@@ -228,7 +228,7 @@ def train(paper, cfg, width=900, rows=1, curves=(), shown=0, face=0, scale=0):
         Run.sample = sample
     if film:
         some = dict(list(film.items())[:: -(-len(film) // 6)])
-        show(strip(some, 14 + face * rows * high, rows * high), width * 2 // 3)
+        show(strip(some, 16 + face * rows * high, rows * high), width * 2 // 3)
     if curves:
         plot(drawn(read_jsonl(next(Path(cfg.run).rglob("metrics.jsonl"))), curves))
 
@@ -236,11 +236,11 @@ def train(paper, cfg, width=900, rows=1, curves=(), shown=0, face=0, scale=0):
 def strip(film, top, height):
     """That band of every grid of a film {step: grid}, one below the other, with the steps beside."""
     first = next(iter(film.values()))
-    sheet = Pictures.new("RGB", (first.width + 60, 14 + height * len(film)), "white")
-    sheet.paste(first.crop((0, 0, first.width, 14)), (60, 0))
+    sheet = Pictures.new("RGB", (first.width + 60, 16 + height * len(film)), "white")
+    sheet.paste(first.crop((0, 0, first.width, 16)), (60, 0))
     for k, (step, grid) in enumerate(film.items()):
-        sheet.paste(grid.crop((0, top, grid.width, top + height)), (60, 14 + k * height))
-        ImageDraw.Draw(sheet).text((2, 14 + k * height + height // 2), f"step {step}", fill="black")
+        sheet.paste(grid.crop((0, top, grid.width, top + height)), (60, 16 + k * height))
+        ImageDraw.Draw(sheet).text((2, 16 + k * height + height // 2), f"step {step}", fill="black")
     return sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3))
 
 

@@ -252,7 +252,7 @@ def a_and_b(root, counts=(6, 4), parts=("train", "test")):
 
 def use(found, skip_bad=False):
     """What a paper does first with what was found: no bad files, or an error."""
-    formats.report_found(found, skip_bad)
+    images.report_found(found, skip_bad)
     return found
 
 
@@ -340,7 +340,12 @@ class Settings:
 def test_check_draws_the_tree_and_names_bad_files(tmp_path, capsys):
     root = photo_folder(tmp_path / "photos")
     (root / "lfpw/trainset/image_0002.png").write_bytes(b"")
-    formats.check(lambda cfg: landmarks.scan(cfg.data) | {"bytes_per_image": 2 ** 20}, Settings(str(root)))
+    def scan(cfg):
+        return landmarks.scan(cfg.data) | {"bytes_per_image": 2 ** 20}
+    with pytest.raises(UserError, match="image_0002.png: empty file .the only one of 12.; mend or remove"):
+        formats.check(scan, Settings(str(root)))                       # training would refuse it, too
+    capsys.readouterr()
+    formats.check(scan, Settings(str(root), skip_bad=True))
     out = capsys.readouterr().out
     for word in (f"{root}  (24 files)", "\n    trainset/", "12 .png", "12 .pts", "96-96 x 96-96 px",
                  "68 (12 files)", "unreadable pictures: 1", "image_0002.png: empty file", "decoded: 12 MiB"):
@@ -463,7 +468,7 @@ def first_lines(rows, pictures):
     (lambda rows, pictures: (pictures / "000005.jpg").unlink(), "000005.jpg is not among"),
     (lambda rows, pictures: pictures.rename(pictures.parent / "elsewhere"), "expected them in"),
     (lambda rows, pictures: rows.unlink(), "only one folder of pictures.*list_attr_celeba.txt"),
-    (lambda rows, pictures: rows.write_bytes(b"\xff\xfe\x00" * 50), "--attributes Black_Hair"),
+    (lambda rows, pictures: rows.write_bytes(b"\xff\xfe\x00" * 50), "has no line of names"),
     (first_lines, "its first line says 40 pictures, 28 follow"),
     (replaced("000009.jpg", "000008.jpg"), "000008.jpg has two lines"),
     (lambda rows, pictures: (rows.unlink(), shutil.rmtree(pictures)), "found 0 pictures, but neither"),
@@ -1031,3 +1036,20 @@ def test_an_annotation_that_is_no_file_is_refused_or_not_missed(annotated, kind)
     finally:
         path.rmdir() if kind == "folder" else path.unlink(missing_ok=True)
         path.write_bytes(content)
+
+
+# ------------------------------------------------------------------------- what is not what it seems
+
+def test_a_data_set_among_the_classes_is_none_of_them(tmp_path):
+    celeba(tmp_path / "all/celeba")
+    classes(tmp_path / "all/faces")
+    with pytest.raises(UserError, match="celeba: is a data set of its own, not a class; point --data at it"):
+        attributes.scan(tmp_path / "all", PAPERS_FIVE, (), 10)
+
+
+def test_a_class_that_only_test_has_pictures_of_is_refused(tmp_path):
+    root = classes(tmp_path / "r")
+    for path in (root / "train/happy").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="test/ has happy"):
+        attributes.scan(root, (), (), 10)

@@ -65,7 +65,7 @@ def test_crop_repeats_the_edges():
 
 def test_grid_has_a_column_for_each_entry():
     image = images.grid([torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)], ["a", "b"], scale=2)
-    assert image.size == (40, 54)
+    assert image.size == (40, 56)
 
 
 def test_cached_fills_once_and_leaves_no_half_files(tmp_path):

@@ -300,9 +300,13 @@ def test_pictures_that_are_no_pairs_are_noticed(tmp_path, capsys):
         picture(tmp_path / f"square/train/{k}.png", 64, 64)
         picture(tmp_path / f"pairs/train/{k}.png", 128, 64)
     assert "64 x 64 each" in pairs.scan(tmp_path / "pairs", "pix2pix")["notes"]["kind"]
-    assert "is it a pair" not in capsys.readouterr().out
+    assert "are they pairs" not in capsys.readouterr().out
+    picture(tmp_path / "pairs/train/7.png", 64, 64)
+    (tmp_path / "pairs/train/0.png").write_bytes(b"no picture")        # for whoever decodes it to name
+    assert "64 x 64 each" in pairs.scan(tmp_path / "pairs", "pix2pix")["notes"]["kind"]
+    assert "note: 1 of 12 pictures are no wider than high" in capsys.readouterr().out
     assert "32 x 64 each" in pairs.scan(tmp_path / "square", "pix2pix")["notes"]["kind"]
-    assert "is 64 x 64, so A and B are 32 x 64 each; is it a pair" in capsys.readouterr().out
+    assert "note: 12 of 12 pictures are no wider than high" in capsys.readouterr().out
 
 
 def test_the_training_part_of_cuhk_alone(tmp_path):

@@ -201,10 +201,10 @@ def judge_triple(study):
     without, with_ = study.values(WITHOUT, "excess"), study.values(WITH, "excess")
     direct = [study.values(name, "direct").mean() for name in ABLATION]
     last = [study.values(name, "pass 5").mean() for name in ABLATION]
-    as_before = "direct not worse by 10 %"
+    half, as_before = "excess at most half", "direct not worse by 10 %"
     study.claim("triple", "L1 error that five progressive edits add (mean ± std of three seeds)",
-                without, with_, guards=[as_before, "direct at most 0.40 x copy"],
-                **{"excess at most half": with_.mean() <= .5 * without.mean(),
+                without, with_, guards=[half, as_before, "direct at most 0.40 x copy"],
+                **{half: with_.mean() <= .5 * without.mean(),
                    "smaller in every seed": (with_ < without).all(),
                    as_before: direct[1] <= 1.1 * direct[0],
                    "direct at most 0.40 x copy": study.values(WITH, "direct / copy").max() <= .40})
@@ -214,8 +214,8 @@ def judge_triple(study):
                 **{"smaller in every seed": (two < with_).all(), "pass 5 no farther": last[2] <= last[1],
                    as_before: direct[2] <= 1.1 * direct[1]})
     study.claim("two routes", "the same: without the triple loss, with it over two routes", without, two,
-                guards=[as_before],
-                **{"excess at most half": two.mean() <= .5 * without.mean(),
+                guards=[half, as_before],
+                **{half: two.mean() <= .5 * without.mean(),
                    "smaller in every seed": (two < without).all(),
                    as_before: direct[2] <= 1.1 * direct[0]})
 

@@ -119,7 +119,7 @@ def measure(cfg, G, data, judged, source, d, wrong_mask=False, together=False):
     """
     s, names, exclusive = data.sets[source], data.sets[d].names, data.sets[d].exclusive
     index = torch.arange(len(s.labels))
-    if source == d and exclusive and "neutral" in names:
+    if source == d and exclusive and "neutral" in names and s.labels[:, names.index("neutral")].any():
         index = (s.labels[:, names.index("neutral")] > 0).nonzero()[:, 0]
     sums = {kind: defaultdict(lambda: defaultdict(float)) for kind in ("G", "copy", "truth")}
     for part in index.split(32):

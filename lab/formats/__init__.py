@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 from lab import UserError
-from lab.images import picture_size, report_found
+from lab.images import picture_size, report_bad
 
 IMAGE_FILES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 # Might have been meant as data: --check counts them
@@ -195,7 +195,7 @@ def print_found(found, skip_bad):
     print(f"unreadable pictures: {len(unreadable)}" + "".join(f"\n  {error}" for error in unreadable[:5]))
     size = len(found["images"]) * found["bytes_per_image"] / 2 ** 20
     print(f"decoded: {size:.0f} MiB as one uint8 array")
-    report_found(found, skip_bad)
+    report_bad(found["bad"] + unreadable, len(found["images"]) + len(found["bad"]), skip_bad)
 
 
 def header_error(path):

@@ -40,7 +40,9 @@ def scan(root, attributes, classes, test_images):
                         "test/" + (f"; {bad[0]}" if bad else ""))
     columns = zip(found["names"], zip(*found["labels"], strict=True), strict=True)
     kind = "classes, one a picture" if found["exclusive"] else "attributes, any number a picture"
-    notes = {"kind": kind, "pictures": f"{total}, {held_out} of them held out",
+    without = found.get("left_out", 0)                                 # of two hair colours
+    notes = {"kind": kind, "pictures": f"{total}, {held_out} of them held out"
+             + f" ({without} more have two hair colours: left out)" * (without > 0),
              "labels": ", ".join(f"{name} ({int(sum(column))})" for name, column in columns)}
     return found | {"notes": notes}
 
@@ -69,6 +71,9 @@ def scan_attributes(root, path, attributes, test_images):
     out, at most a tenth.
     """
     names, rows, told = table_of(path)
+    if not names or {"1", "-1"} & set(names):
+        raise UserError(f"{path}: has no line of names; expected a count, the attributes' names, then a line "
+                        "a picture")
     for name in attributes:
         if attributes.count(name) > 1:
             raise UserError(f"--attributes {' '.join(attributes)}: {name} is there twice")
@@ -101,7 +106,8 @@ def scan_attributes(root, path, attributes, test_images):
             if sum(label[k] for k in hair) < 2]
     n_test = min(test_images, len(kept) // 10)
     return dict(images=[image for image, _ in kept], labels=[label for _, label in kept], bad=bad,
-                test=[k < n_test for k in range(len(kept))], names=tuple(attributes), exclusive=False)
+                test=[k < n_test for k in range(len(kept))], names=tuple(attributes), exclusive=False,
+                left_out=len(images) - len(kept))
 
 
 def table_of(path):
@@ -180,7 +186,8 @@ def in_folders(root):
                         "each class; rename them, or train pix2pix_cyclegan.py --model cyclegan")
     train, test = parts.get("train"), next((parts[name] for name in TEST_NAMES if name in parts), None)
     if train and test:
-        trained, tested = ({p.name for p in folders_in(part).values()} for part in (train, test))
+        trained, tested = ({p.name for p in folders_in(part).values() if files_below(p)}
+                           for part in (train, test))
         if tested - trained:
             raise UserError(f"{root}: {test.name}/ has {', '.join(sorted(tested - trained)[:4])}, "
                             f"{train.name}/ has {', '.join(sorted(trained)[:4])}; expected the same names, "
@@ -188,8 +195,11 @@ def in_folders(root):
         parts = (train, False), (test, True)
     else:
         parts = ((train or root, None),)
-    return [(p, folder.name, held_out) for part, held_out in parts
-            for folder in folders_in(part).values() for p in files_below(folder)]
+    classes = [(folder, held_out) for part, held_out in parts for folder in folders_in(part).values()]
+    for folder, _ in classes:
+        if list_of(folder) or {"train", "test"} <= folders_in(folder).keys():
+            raise UserError(f"{folder}: is a data set of its own, not a class; point --data at it")
+    return [(p, folder.name, held_out) for folder, held_out in classes for p in files_below(folder)]
 
 
 def by_rafd_names(root):

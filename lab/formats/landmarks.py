@@ -64,6 +64,11 @@ def check_points(points, picture, path):
         size = f"{picture.width} x {picture.height}"
         raise UserError(f"{path}: its landmarks lie outside the picture ({size}); "
                         "are they those of another picture, or of another size of it?")
+    check_axes(points, path)
+
+
+def check_axes(points, path):
+    """UserError, naming `path`, if landmarks [n, 2] lie as if x were y."""
     across, down = (points[48:].mean(0) - points[36:48].mean(0)).abs()           # from the eyes to the mouth
     if across > 3 * down:
         raise UserError(f"{path}: the mouth lies beside the eyes; are its landmarks y x in place of x y?")

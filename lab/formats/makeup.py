@@ -18,7 +18,7 @@ import torch
 from common import KEEP_66
 from lab import UserError
 from lab.formats import IMAGE_FILES, folders_below, is_test, pictures_in, text_of, with_ending
-from lab.formats.landmarks import read_pts
+from lab.formats.landmarks import check_axes, read_pts
 from lab.images import picture_file
 
 # Numbers of the regions in MT's maps
@@ -108,7 +108,9 @@ def anchors_of(annotation, size):
     """
     w, h = size
     if is_pts(annotation):
-        points = anchors_of_points(read_pts(annotation))
+        landmarks = read_pts(annotation)
+        check_axes(landmarks, annotation)
+        points = anchors_of_points(landmarks)
     else:
         points = anchors_of_map_file(annotation, w, h)
     x, y = points.unbind(1)

@@ -1,4 +1,5 @@
 """The data sets of pix2pix and CycleGAN: pairs side by side in one file, or two folders without pairs."""
+import contextlib
 from pathlib import Path
 
 from lab import UserError, say
@@ -44,7 +45,8 @@ def scan(root, model):
         counts = (f"{len(train_A)} A and {len(train_B)} B to train on, "
                   f"{len(test_A)} and {len(test_B)} held out")
     else:
-        found = ", ".join(sorted(p.name + "/" * p.is_dir() for p in root.iterdir())[:6]) or "nothing"
+        names = {p.name: ("/" if files_below(p) else "/ (no pictures)") * p.is_dir() for p in root.iterdir()}
+        found = ", ".join(name + what for name, what in sorted(names.items())[:6]) or "nothing"
         raise UserError(f"{root}: found {found}; expected train/ (and test/ or val/) with side-by-side pairs "
                         "A|B, or trainA/ and trainB/ (and testA/, testB/)")
     if not pairs and model == "pix2pix":
@@ -53,16 +55,23 @@ def scan(root, model):
     if not all((*train, *test)):
         raise UserError(f"{root}: {counts}; expected some of each (at least ten to train on where there is "
                         "no test folder)")
-    kind = f"pairs, side by side, {half_size(images[0])}" if pairs else "two sets without pairs"
+    kind = f"pairs, side by side, {half_sizes(images)}" if pairs else "two sets without pairs"
     return dict(images=images, train=train, test=test, pairs=pairs, bad=[],
                 notes={"kind": kind, "pictures": counts})
 
 
-def half_size(path):
-    """The size of A and of B in a pair, in words. Says so where the picture is no wider than high."""
-    w, h = picture_size(path)
-    if w <= h:
-        say(f"note: {path} is {w} x {h}, so A and B are {w // 2} x {h} each; is it a pair, side by side?")
+def half_sizes(paths):
+    """The size of A and of B in the first pair, in words. Says so where pictures are no wider than high."""
+    sizes = {}
+    for path in paths:
+        with contextlib.suppress(UserError):                           # whoever decodes it will say so
+            sizes[path] = picture_size(path)
+    tall = [path for path, (w, h) in sizes.items() if w <= h]
+    if tall:
+        w, h = sizes[tall[0]]
+        say(f"note: {len(tall)} of {len(paths)} pictures are no wider than high, as {tall[0]}, {w} x {h}; "
+            "are they pairs, side by side?")
+    w, h = next(iter(sizes.values()), (0, 0))
     return f"{w // 2} x {h} each"
 
 

@@ -41,6 +41,8 @@ def scan(root):
                         "quarter is held out, or in train/ and test/, or in one for each part"
                         + (f"; {bad[0]}" if bad else ""))
     notes = {"pairs": f"{len(pairs)}, {sum(test)} of them held out", "parts": ", ".join(counts)}
+    if unknown := listed - {photo.relative_to(root).as_posix() for photo, _ in pairs} - {""}:
+        notes["list_test.txt"] = f"{len(unknown)} of its lines name no photo of a pair, as {min(unknown)!r}"
     return dict(pairs=pairs, test=test, images=[p for pair in pairs for p in pair], bad=bad, notes=notes)
 
 
