@@ -96,7 +96,7 @@ def judge(kind, size, seed, device="cpu", cache="runs/cache", alike=None):
         net.load_state_dict(saved["net"])
         error = saved["error"]
     except Exception:                              # not there, or damaged in any way: make it
-        say(f"training the {kind} judge (once, on {JUDGE_PEOPLE} people of its own; a minute or two) ...")
+        say(f"training the {kind} judge (once, on {JUDGE_PEOPLE} people of its own) ...")
         first = 1_000_000 + 1000 * seed            # papers draw their people from smaller seeds
         error = train(net, kind, size, first, device, alike)
         save_checkpoint({"net": net.state_dict(), "error": error}, path)
