@@ -255,7 +255,7 @@ def draw_edits(study, path, n=4):
     """n people never trained on, edited five times, each edit made of the one before: the truth, and below it
     without the triple loss, with it, and with it over two routes (the first seed).
 
-    Of toy faces also a .gif: two of them along a sweep, each frame made of the frame before.
+    Of toy faces also a .gif: three of them along a sweep, each frame made of the frame before.
     """
     ways = (WITHOUT, WITH, TWO)
     paints = [gannotation.load(dataclasses.replace(study.jobs[name, study.seeds[0]]))[0] for name in ways]
@@ -267,7 +267,7 @@ def draw_edits(study, path, n=4):
     titles = "input", *(f"edit {k + 1}" for k in range(PASSES))
     grid([torch.stack(column, 1).flatten(0, 1) for column in columns], titles).save(path)
     if not one.data:
-        S, I = one.image_size, I[:2]
+        S, I = one.image_size, I[:3]
         shapes = views.with_points(one.points, toysets.sweep(S, 24)).to(I.device)
         edited = [gannotation.progressive(paint, I, [s.expand(len(I), -1, -1) for s in shapes])
                   for paint in paints]
