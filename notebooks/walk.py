@@ -284,9 +284,7 @@ def result(name):
     report = json.loads((ROOT / "notebooks" / "results" / f"{name}.json").read_text())
     lines = ["| claim: of these two | the first | the second | verdict |", "|---|---|---|---|"]
     for c in report.get("claims", []):
-        lines.append(
-            f"| {c['what']} | {c['without']} | {c['with']} | {c.get('verdict', report['verdict'])} |"
-        )
+        lines.append(f"| {c['what']} | {c['without']} | {c['with']} | {c['verdict']} |")
     seeds = ", ".join(map(str, report["seeds"]))
     how = f"`{report['command']}`, seeds {seeds}, {report['hardware']}, commit {report['commit']}"
     display(Markdown("\n".join(lines) + "\n\n" + how))

@@ -4,8 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks" / "results"
 HEAD = """# Results
@@ -67,9 +65,8 @@ def claims():
     lines = []
     for name, r in reports().items():
         for c in r["claims"]:
-            verdict = c.get("verdict", r["verdict"])
             lines.append(
-                f"| [{name}](#{name}) | {cell(c['what'])} | {c['without']} | {c['with']} | {verdict} |"
+                f"| [{name}](#{name}) | {cell(c['what'])} | {c['without']} | {c['with']} | {c['verdict']} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -104,8 +101,7 @@ def rows(report):
 
 def section(name, r):
     how = f"`{r['command']}`, {r['steps']} steps, seeds {', '.join(map(str, r['seeds']))}, {r['hardware']}, "
-    hours = np.sum(r["seconds"]) / 3600
-    how += f"{hours:.1f} hours of training, commit {r['commit']}. [The report]({name}.json)."
+    how += f"{r['seconds'] / 3600:.1f} hours of training, commit {r['commit']}. [The report]({name}.json)."
     met = "\n".join(f"- {'met' if v else 'missed'}: {k}" for k, v in r.get("criteria", {}).items())
     return f"\n### {name}\n\n{how}\n{rows(r)}\n{met}\n"
 

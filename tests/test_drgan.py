@@ -942,9 +942,9 @@ def test_infer(tiny, tmp_path, capsys, monkeypatch):
         assert gif.n_frames == 16                                      # there and back
     assert Image.open(tmp_path / "out/a_between.png").size == (17 * 34 * 4, 2 * 34 * 4)
     sheet = Image.open(tmp_path / "out/a.png")                         # a, b, fused; input and nine poses
-    assert sheet.size == (10 * 34 * 4, 3 * 34 * 4 + 14)
+    assert sheet.size == (10 * 34 * 4, 3 * 34 * 4 + 16)
     paper.infer(tiny, [a], ["0", "-30"], [b, c], str(tmp_path / "out"))
-    assert Image.open(tmp_path / "out/a_to_b.png").size == (3 * 34 * 4, 7 * 34 * 4 + 14)
+    assert Image.open(tmp_path / "out/a_to_b.png").size == (3 * 34 * 4, 7 * 34 * 4 + 16)
     with pytest.raises(UserError, match="--pose 31: this model draws -60, -45"):
         paper.infer(tiny, [a], ["31"], None, "")
 
