@@ -25,7 +25,7 @@ from lab.machine import hardware, resolve_device
 from lab.run import data_folders, require
 
 MODES = {
-    "train": "train; a run that was stopped goes on: to the bit on a processor, on CUDA about so",
+    "train": "train; a run that was stopped goes on, on a processor to the bit",
     "evaluate": "metrics on held-out faces",
     "ablate": "the paper's claim: with and without", "infer": "translate your own files",
     "demo": "pictures in seconds, from the generator that comes with the repository",

@@ -173,8 +173,8 @@ class Ablation:
     def claim(self, part, what, without, with_, percent=False, guards=(), **criteria):
         """without, with_: one number a seed; criteria: met or not, named by what they say.
 
-        reproduced: all are met; partly: some. guards: names of those that only see that nothing else is
-        lost; alone they reproduce nothing.
+        reproduced: all are met; partly: some. guards: names of those that alone reproduce nothing, as that
+        nothing else is lost.
         """
         def text(v):
             mean, std = v.mean(), v.std(ddof=1)
