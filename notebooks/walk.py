@@ -199,15 +199,14 @@ def objective(rows):
     display(Markdown("\n".join(lines)))
 
 
-def train(paper, cfg, width=900, rows=1, curves=(), shown=0, face=0, scale=0):
+def train(paper, cfg, width=900, rows=1, curves=(), shown=0, face=0):
     """A short training: four faces of its newest grid while it goes on, then a film of one over the steps.
 
     rows: how many rows of the grid are of that face; curves: names of the log to draw over the steps; shown:
-    how many rows of the newest grid (default: four faces'); face: which one the film follows; scale: how many
-    times as large as the pictures the grid's are (default: as most papers draw it).
+    how many rows of the newest grid (default: four faces'); face: which one the film follows.
     """
     grid, words, film = display(Markdown(""), display_id=True), display(Markdown(""), display_id=True), {}
-    sample, high = Run.sample, (cfg.image_size + 2) * (scale or max(1, 128 // cfg.image_size))
+    sample, high = Run.sample, (cfg.image_size + 2) * max(1, 128 // cfg.image_size)
 
     def live(self, step, image):
         sample(self, step, image)
