@@ -26,9 +26,10 @@ def use_shipped(cfg, args):
     """
     path = WEIGHTS / f"{Path(cfg.run).name}.pt"
     trained = any("ablation" not in last.parts for last in Path(cfg.run).rglob("last.pt"))
-    if args.weights or args.run or trained or not path.exists():
-        if trained and path.exists() and not args.weights and not args.run:
-            say(f"your own training; for the generator that comes along give --weights {path}")
+    if args.weights or args.run or not path.exists():
+        return False
+    if trained:
+        say(f"your own training; for the generator that comes along give --weights {path}")
         return False
     cfg.weights = str(path)
     return True

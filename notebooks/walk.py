@@ -30,6 +30,7 @@ from lab.images import figure as empty_figure  # noqa: E402
 from lab.run import Run  # noqa: E402
 
 CACHE = str(ROOT / "runs" / "cache")
+TITLE = 16  # px of a sheet above its pictures, where every title takes one line
 
 
 def picture(image, width=None):
@@ -227,7 +228,7 @@ def train(paper, cfg, width=900, rows=1, curves=(), shown=0, face=0):
         Run.sample = sample
     if film:
         some = dict(list(film.items())[:: -(-len(film) // 6)])
-        show(strip(some, 16 + face * rows * high, rows * high), width * 2 // 3)
+        show(strip(some, TITLE + face * rows * high, rows * high), width * 2 // 3)
     if curves:
         plot(drawn(read_jsonl(next(Path(cfg.run).rglob("metrics.jsonl"))), curves))
 
@@ -235,11 +236,11 @@ def train(paper, cfg, width=900, rows=1, curves=(), shown=0, face=0):
 def strip(film, top, height):
     """That band of every grid of a film {step: grid}, one below the other, with the steps beside."""
     first = next(iter(film.values()))
-    sheet = Pictures.new("RGB", (first.width + 60, 16 + height * len(film)), "white")
-    sheet.paste(first.crop((0, 0, first.width, 16)), (60, 0))
+    sheet = Pictures.new("RGB", (first.width + 60, TITLE + height * len(film)), "white")
+    sheet.paste(first.crop((0, 0, first.width, TITLE)), (60, 0))
     for k, (step, grid) in enumerate(film.items()):
-        sheet.paste(grid.crop((0, top, grid.width, top + height)), (60, 16 + k * height))
-        ImageDraw.Draw(sheet).text((2, 16 + k * height + height // 2), f"step {step}", fill="black")
+        sheet.paste(grid.crop((0, top, grid.width, top + height)), (60, TITLE + k * height))
+        ImageDraw.Draw(sheet).text((2, TITLE + k * height + height // 2), f"step {step}", fill="black")
     return sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3))
 
 
@@ -311,7 +312,7 @@ def failures(paper, function):
     import pytest
 
     name, failed = function.__name__, Failed()
-    tests, original = tests_of(name, ROOT / "tests"), getattr(paper, name)
+    tests, original = tests_of(Path(paper.__file__).stem, name, ROOT / "tests"), getattr(paper, name)
     function.__doc__ = function.__doc__ or original.__doc__
     for test in tests:                                     # imported before, it may hold the original
         sys.modules.pop(test.partition(".py")[0], None)
