@@ -100,7 +100,7 @@ class Config(Settings):
     recogniser_people: int = 16       # ours: people in a batch, two real and two generated pictures each
     warm_recogniser: bool = False     # ours, off: tune the recognisers on real pictures before round 0
     # ablation
-    part: str = choice("all", "rounds", "poor")     # ours: of --ablate
+    part: str = choice("all", "rounds", "tuning", "poor")     # ours: of --ablate
     identities: str = choice("right", "shuffled")   # ours: shuffled = [idp] compares with anybody
     tuned: bool = True                # the paper; --no-tuned: recognisers stay as they were
     first: float = 1.                 # ours: share of its steps, copying too, that round 0, CycleGAN, gets
