@@ -576,7 +576,9 @@ def infer(cfg, files, backward, half, squeeze, out):
         shown += [translate(cfg, one, shown[1]) for one in back]
         grid(shown[1:2], scale=1).crop((0, 0, image.width, image.height)).save(folder / f"{name}.png")
         grid(shown, ["input", "output", "back"][:len(shown)], 1).save(folder / f"{name}_sheet.png")
-        print(f"{path}: {image.width} x {image.height} -> {folder / f'{name}.png'}")
+        a_pair = ", twice as wide as high; of a pair A|B --half A takes its left half"
+        print(f"{path}: {image.width} x {image.height}{a_pair * (image.width == 2 * image.height)} -> "
+              f"{folder / f'{name}.png'}")
 
 
 @torch.no_grad()

@@ -161,6 +161,15 @@ def parser_of(paper):
     return parser
 
 
+class Once(argparse.Action):
+    """A flag whose second value would silently replace the first."""
+
+    def __call__(self, parser, args, value, flag=None):
+        if getattr(args, self.dest) is not None:
+            parser.error(f"{flag} {getattr(args, self.dest)} {flag} {value}: this paper reads one data set")
+        setattr(args, self.dest, value)
+
+
 def add_flag(parser, field, default, source):
     """One field of a Config as a flag. Its type is that of its default."""
     name, about = "--" + field.name.replace("_", "-"), dict(default=None, help=source)
@@ -173,8 +182,9 @@ def add_flag(parser, field, default, source):
         parser.add_argument(name, nargs="+", type=kind, metavar="N", **about)
     else:
         choices = field.metadata.get("choices")
-        metavar = None if choices else field.name.upper()
-        parser.add_argument(name, type=number(type(default)), choices=choices, metavar=metavar, **about)
+        metavar, action = None if choices else field.name.upper(), Once if field.name == "data" else "store"
+        parser.add_argument(name, type=number(type(default)), choices=choices, metavar=metavar, action=action,
+                            **about)
 
 
 def number(kind):

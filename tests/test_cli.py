@@ -357,6 +357,7 @@ def test_pix2pix_cyclegan_trains_evaluates_infers_and_benches(call, tmp_path, mo
         (["--infer", "nowhere.png"], "no such file"),
         (["--evaluate"], "no such checkpoint"),
         (["--ablate", "--data", "."], "leave --data out"),
+        (["--check", "--data", "a", "--data", "b"], "--data a --data b: this paper reads one data set"),
     ],
 )
 def test_pix2pix_cyclegan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):

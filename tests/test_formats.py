@@ -745,10 +745,17 @@ def test_a_split_of_one_part_is_not_that_of_all(tmp_path):
     assert Counter(held_out) == {"CUHK_testing": 3, "AR": 2, "latest": 1}
 
 
+def test_a_part_without_sketches_is_told(tmp_path):
+    both_sides(tmp_path, 8, "AR"), picture(tmp_path / "XM2VTS/photos/0.jpg")
+    found = sketches.scan(tmp_path)
+    assert len(found["pairs"]) == 8 and found["notes"]["left out"] == "xm2vts (photos without sketches)"
+
+
 @pytest.mark.parametrize("n, held_out", [(123, 43), (121, 43), (40, 10)])
 def test_published_splits_forgive_a_missing_picture(tmp_path, monkeypatch, n, held_out):
     def parts_of(root):
-        return {"AR": tuple([root / kind / f"{k}.jpg" for k in range(n)] for kind in ("photos", "sketches"))}
+        sides = tuple([root / kind / f"{k}.jpg" for k in range(n)] for kind in ("photos", "sketches"))
+        return {"AR": sides}, {}
     monkeypatch.setattr(sketches, "parts_of", parts_of)
     assert sum(sketches.scan(tmp_path)["test"]) == held_out
 

@@ -837,16 +837,17 @@ def test_measure_of_known_translators(tiny_c):
     assert {"pixel", "class", "IoU", "sharpness"} <= rows["G"].keys()
 
 
-def test_infer_on_files_and_folders(tiny, tmp_path, trained):
+def test_infer_on_files_and_folders(tiny, tmp_path, trained, capsys):
     tiny.run = trained[tiny.model]
     folder = tmp_path / "in"
     folder.mkdir()
     Image.new("LA", (41, 23), (80, 128)).save(folder / "a b.png")
-    Image.new("RGB", (100, 60), "red").save(folder / "大.jpg")
+    Image.new("RGB", (100, 50), "red").save(folder / "大.jpg")
     args = dict(backward=False, half=None, squeeze=False, out=str(tmp_path / "out"))
     paper.infer(dataclasses.replace(tiny), [str(folder)], **args)
     sizes = {p.name: Image.open(p).size for p in (tmp_path / "out").iterdir()}
-    assert sizes["a b.png"] == (41, 23) and sizes["大.png"] == (100, 60)
+    assert sizes["a b.png"] == (41, 23) and sizes["大.png"] == (100, 50)
+    assert capsys.readouterr().out.count("of a pair A|B --half A takes its left half") == 1
     assert {"a b_sheet.png", "大_sheet.png"} < set(sizes)
     paper.infer(dataclasses.replace(tiny), [str(folder / "大.jpg")], **args | {"squeeze": True, "half": "B"})
     assert Image.open(tmp_path / "out" / "大.png").size == (16, 16)

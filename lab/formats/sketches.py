@@ -16,7 +16,7 @@ def scan(root):
     UserError where this is no data set.
     """
     root = Path(root)
-    listed, parts = listed_in(root), parts_of(root)
+    listed, (parts, halves) = listed_in(root), parts_of(root)
     split = any(map(A_TEST.search, parts))
     pairs, test, bad, counts = [], [], [], []
     for part, sides in parts.items():
@@ -43,6 +43,9 @@ def scan(root):
     notes = {"pairs": f"{len(pairs)}, {sum(test)} of them held out", "parts": ", ".join(counts)}
     if unknown := listed - {photo.relative_to(root).as_posix() for photo, _ in pairs} - {""}:
         notes["list_test.txt"] = f"{len(unknown)} of its lines name no photo of a pair, as {min(unknown)!r}"
+    if halves:
+        notes["left out"] = ", ".join(f"{part or '.'} ({files} without {missing})"
+                                      for part, (files, missing) in halves.items())
     return dict(pairs=pairs, test=test, images=[p for pair in pairs for p in pair], bad=bad, notes=notes)
 
 
@@ -68,7 +71,7 @@ def held_out(pairs):
 
 
 def parts_of(root):
-    """{part: (photos, sketches)}: lists of files.
+    """{part: (photos, sketches)}, lists of files; and of halves of parts {part: (what it has, what it lacks)}.
 
     A folder counts as photos or sketches if its name, or one above it, says so. Of several such folders of a
     part one is taken: cropped ones before others.
@@ -81,7 +84,10 @@ def parts_of(root):
             rest = [re.sub(r"photos?|sketch(es|s)?|cropped|original|[_\- ]", "", word) for word in words]
             sides = found.setdefault("/".join(filter(None, rest)), ([], []))
             sides[kinds[0]].append(("cropped" not in str(folder).lower(), files))
-    return {part: tuple(min(side)[1] for side in sides) for part, sides in found.items() if all(sides)}
+    whole = {part: tuple(min(side)[1] for side in sides) for part, sides in found.items() if all(sides)}
+    halves = {part: ("photos", "sketches") if sides[0] else ("sketches", "photos")
+              for part, sides in found.items() if part not in whole}
+    return whole, halves
 
 
 def matched(photos, sketches):
