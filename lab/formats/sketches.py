@@ -71,7 +71,7 @@ def held_out(pairs):
 
 
 def parts_of(root):
-    """{part: (photos, sketches)}, lists of files; and of halves of parts {part: (what it has, what it lacks)}.
+    """{part: (photos, sketches)}, lists of files; and {part: (what it has, what it lacks)} of halves.
 
     A folder counts as photos or sketches if its name, or one above it, says so. Of several such folders of a
     part one is taken: cropped ones before others.
