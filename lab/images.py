@@ -10,7 +10,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import piq
 import torch
 from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
@@ -264,6 +263,7 @@ def L1(x, truth):
 
 def ssim(x, truth):
     """SSIM of pictures [B, c, H, W] in [-1, 1] (clamped to it): [B]."""
+    import piq                                                         # takes its time
     return piq.ssim(to_unit(x), to_unit(truth), data_range=1., reduction="none").float()
 
 
