@@ -89,14 +89,25 @@ def rows(report):
         if not blocks or not any(row.keys() & other.keys() for other, _ in blocks[-1].values()):
             blocks.append({})
         blocks[-1][name] = row, std
-    lines = []
+    text = ""
     for block in blocks:
-        columns = list(dict.fromkeys(k for row, _ in block.values() for k in row))
-        lines += ["", "| | " + " | ".join(map(cell, columns)) + " |", "|---|" + "---|" * len(columns)]
-        for name, (row, std) in block.items():
-            cells = [mean_and_std(row.get(c), std.get(c)) for c in columns]
-            lines.append(f"| {cell(name)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        for topic, columns in by_topic(list(dict.fromkeys(k for row, _ in block.values() for k in row))):
+            lines = [
+                [name, *(mean_and_std(row.get(c), std.get(c)) for c in columns)]
+                for name, (row, std) in block.items()
+            ]
+            text += "\n" + grid([topic, *(c.removeprefix(f"{topic} ") for c in columns)], lines)
+    return text
+
+
+def by_topic(columns, most=10):
+    """[(topic, columns)]: too wide a table is cut into one for each first word, if columns share it."""
+    topics = {}
+    for column in columns:
+        topics.setdefault(column.split()[0], []).append(column)
+    if len(columns) > most and min(map(len, topics.values())) > 2:
+        return list(topics.items())
+    return [("", columns)]
 
 
 def section(name, r):
@@ -118,7 +129,7 @@ def measured(name, title):
 
 def grid(columns, lines):
     """A table in Markdown."""
-    head = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    head = ["|".join(["", *(f" {c} " if c else " " for c in columns), ""]), "|---" * len(columns) + "|"]
     return "\n".join(head + ["| " + " | ".join(map(cell, line)) + " |" for line in lines]) + "\n"
 
 
