@@ -10,15 +10,15 @@ HEAD = """# Results
 
 Written by `python tests/results_table.py --write` from the reports in this folder.
 Claims are measured on toy faces, whose truth is known, over three seeds, against bars that stood in the
-docstring of `ablate` before the run. Reproduced: all are met. Partly: some of them; but a bar that only sees
-that nothing else is lost cannot earn that alone. Each row is of the commit that it names, with that commit's
-small recipe: check it out to repeat the row (where there is a GPU, with `--device cpu`). A `+` marks a change
-that was committed right after the run. The files have been rewritten since; where a recipe has changed, its
+docstring of `ablate` before the run. Reproduced: all are met. Partly: some of them; bars that only check that
+nothing else got worse do not count. Each section names its commit, whose small recipe it is of: check it out
+to repeat the rows (where there is a GPU, with `--device cpu`). A `+` marks a change that was committed right
+after the run. The files have been rewritten since; where a recipe has changed, its
 rows are still those of the recipe before.
 
 ## Claims
 
-| report | claim: of these two | the first | the second | verdict |
+| report | measure: the first, the second | the first | the second | verdict |
 |---|---|---|---|---|
 """
 REPLACED = """
@@ -36,7 +36,7 @@ Their designs could not show the claim, or their recipes were too poor. New bars
 - pairedcyclegan: bars asked for more than the warped reference itself can give; a training without [L_S] and
   D_S stood for a CycleGAN; the warped reference brought irises and brows along; the make-up was faint.
 - stargan: age showed in a few thin lines, which at 48 px nobody sees, not even in true pictures; now the old
-  have grey hair and deep wrinkles. ("joint" and "triple" are of the world before.)
+  have grey hair and deep wrinkles. ("joint" and "triple" were measured with the older faces.)
 """
 
 
