@@ -593,6 +593,9 @@ def test_cfp_as_distributed(tmp_path):
     assert found["pose"][:6] == [0, 0, 0, 0, 1, 1] and found["who"] == [k // 6 for k in range(72)]
     inside = people.scan(tmp_path / "cfp/Data/Images", 0)
     assert inside["people"] == found["people"]                         # wherever --data points
+    (tmp_path / "cfp/Data/Fiducials/001/frontal/01.txt").unlink()
+    told = people.scan(tmp_path / "cfp", 0)["notes"]["fiducials"]
+    assert told == "of 71 of 72 pictures; of others the central square is cut"
 
 
 def test_held_out_people_of_the_data_sets():

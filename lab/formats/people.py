@@ -86,7 +86,9 @@ def scan_cfp(root):
     folders = [(k, f) for k, name in enumerate(poses) for f in below
                if f.name == name and f != root and "Fiducials" not in f.parts]
     items = [(path, folder.parent, k) for k, folder in folders for path in pictures_in(folder)]
-    return items and dict(items=items, poses=poses, kind="cfp", bad=[])
+    with_points = sum(fiducials_of(path) is not None for path, *_ in items)
+    told = f"of {with_points} of {len(items)} pictures; of others the central square is cut"
+    return items and dict(items=items, poses=poses, kind="cfp", bad=[], notes={"fiducials": told})
 
 
 def scan_multipie(root):
