@@ -140,8 +140,8 @@ def on_gpu():
         return measured("gpu", "On a GPU")
     r = json.loads(path.read_text())
     env = next(iter(r["environment"].values()))
-    text = f"\n## On a GPU\n\n`{r['command']}`, {env['device']}, PyTorch {env['torch']}, "
-    text += f"commit {env['commit']}.\n\n"
+    known = "{device}, PyTorch {torch}, commit {commit}" if "device" in env else "{reason}"
+    text = f"\n## On a GPU\n\n`{r['command']}`, {known.format_map(env)}.\n\n"
     keys, lines = ("total ms", "GFLOP", "share of the matmul rate", "peak GiB"), []
     for model, found in r["bench"].items():
         for scale in ("paper", "medium"):
