@@ -82,6 +82,7 @@ def test_a_damaged_judge_is_made_anew(tmp_path, monkeypatch):
     assert judges.judge("yaw", 32, 0, cache=str(tmp_path))[1] == 0.5 and file.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_judge_of_256_px_is_that_of_128_px_and_errs_in_pixels_of_256(tmp_path, monkeypatch):
     people, cache = judges.people, str(tmp_path)
     monkeypatch.setattr(judges, "people", lambda count, *rest: people(min(count, 4), *rest))

@@ -54,6 +54,7 @@ def same(a, b):
     return a == b
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper", test_hostile.TINY)
 def test_a_training_that_is_killed_again_and_again_ends_as_one_that_is_not(processes, tmp_path, cache, paper):
     settings = (

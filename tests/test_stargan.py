@@ -850,6 +850,7 @@ def test_a_pair_is_read_by_the_reader_of_all_expressions(tiny):
         assert found["G"].keys() == {"happy"} and found["G"]["happy"]["error"] == error
 
 
+@pytest.mark.slow
 def test_the_classifier_learns(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "CLASSIFIER_STEPS", 20)
     monkeypatch.setattr(claims, "CLASSIFIER_PEOPLE", {"attributes": 200})
