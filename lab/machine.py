@@ -47,6 +47,11 @@ def processor_has_bfloat16():
     return False
 
 
+def has_bfloat16(cfg):
+    """Does the device of cfg multiply bfloat16 in hardware? Every GPU that is meant here does."""
+    return cfg.device != "cpu" or processor_has_bfloat16()
+
+
 def hardware(cfg):
     """The machine, in words, for reports."""
     if cfg.device.startswith("cuda"):

@@ -25,7 +25,7 @@ import pix2pix_cyclegan  # noqa: E402
 import stargan  # noqa: E402
 from lab import cli  # noqa: E402
 from lab.files import read_jsonl  # noqa: E402
-from lab.machine import commit, hardware, processor_has_bfloat16, resolve_device  # noqa: E402
+from lab.machine import commit, hardware, has_bfloat16, resolve_device  # noqa: E402
 from lab.run import Run  # noqa: E402
 
 WARM_UP, CYCLES = 5, 60  # a cycle: the steps of D until G has its turn
@@ -239,7 +239,7 @@ def main():
             apart = f"{max(abs(a[k] - b[k]) for k in shared):.1e} of {max(map(abs, a.values())):.2g}"
             ms, mine, times = side_by_side(model, paper, exact, f"{folder}/float32")
             halves = ["", ""]
-            if exact.device != "cpu" or processor_has_bfloat16():
+            if has_bfloat16(exact):
                 amp = dataclasses.replace(exact, amp=True)
                 _, half, half_times = side_by_side(model, paper, amp, f"{folder}/bfloat16")
                 halves = [f"{half:.0f}", f"{half_times:.2f}"]

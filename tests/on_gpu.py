@@ -72,11 +72,11 @@ def part_environment(args):
     import torch
 
     from lab.bench import matmul_rate
-    from lab.machine import commit, hardware, processor_has_bfloat16, resolve_device
+    from lab.machine import commit, hardware, has_bfloat16, resolve_device
 
     cfg = resolve_device(config("stargan", "small", args)[1])
     rates = {}
-    for amp in (False, True)[: 2 if cfg.device != "cpu" or processor_has_bfloat16() else 1]:
+    for amp in (False, True) if has_bfloat16(cfg) else (False,):
         cfg.amp = amp
         rates["bfloat16" if amp else "TF32"] = round(matmul_rate(cfg) / 1e12, 2)
     return {

@@ -13,8 +13,8 @@ Claims are measured on toy faces, whose truth is known, over three seeds, agains
 docstring of `ablate` before the run. Reproduced: all are met. Partly: some of them; bars that only check that
 nothing else got worse do not count. Each section names its commit, whose small recipe it is of: check it out
 to repeat the rows (where there is a GPU, with `--device cpu`). A `+` marks a change that was committed right
-after the run. The files have been rewritten since; where a recipe has changed, its
-rows are still those of the recipe before.
+after the run. The files have been rewritten since; where a recipe has changed, its rows are still those of
+the recipe before.
 
 ## Claims
 
@@ -129,8 +129,8 @@ def measured(name, title):
 
 def grid(columns, lines):
     """A table in Markdown."""
-    head = ["|".join(["", *(f" {c} " if c else " " for c in columns), ""]), "|---" * len(columns) + "|"]
-    return "\n".join(head + ["| " + " | ".join(map(cell, line)) + " |" for line in lines]) + "\n"
+    head, *body = ["| " + " | ".join(map(cell, line)) + " |" for line in (columns, *lines)]
+    return "\n".join([head, "|---" * len(columns) + "|", *body]) + "\n"
 
 
 def on_gpu():
