@@ -663,6 +663,7 @@ def test_ablate_shares_the_warm_up_and_keeps_the_error_after_each_pass(tiny, mon
     claims.ablate(dataclasses.replace(cfg, part="losses"))             # goes on from what is trained
     result = read_json(Path(cfg.run) / "ablation_losses.json")
     assert list(result["passes"]) == ["with triple"] and not result["claims"]
+    assert Image.open(Path(cfg.run) / "ablation_losses_edits.png").height > 20 * tiny.image_size
     with pytest.raises(UserError, match="before and after"):
         claims.ablate(dataclasses.replace(cfg, warm_up=0.))
 

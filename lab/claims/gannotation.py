@@ -181,8 +181,8 @@ def ablate(cfg):
         judge_triple(study)
     path = study.write(cfg)
     add_passes(path, study, trunks)
-    if cfg.part != "losses":
-        draw_edits(study, path.with_name(f"{path.stem}_edits.png"))
+    ways = (WITH, *LEFT_OUT) if cfg.part == "losses" else (WITHOUT, WITH, TWO)
+    draw_edits(study, ways, path.with_name(f"{path.stem}_edits.png"))
 
 
 def rows(study):
@@ -251,15 +251,14 @@ def draw_passes(result, path):
 
 
 @torch.no_grad()
-def draw_edits(study, path, n=4):
-    """n people never trained on, edited five times, each edit made of the one before: the truth, and below it
-    without the triple loss, with it, and with it over two routes (the first seed).
+def draw_edits(study, ways, path, n=4):
+    """n people never trained on, edited five times, each edit made of the one before: the truth, and a row
+    below it for each of the variants `ways` (the first seed).
 
     Of toy faces also a .gif: three of them along a sweep, each frame made of the frame before.
     """
-    ways = (WITHOUT, WITH, TWO)
     paints = [gannotation.load(dataclasses.replace(study.jobs[name, study.seeds[0]]))[0] for name in ways]
-    one = study.jobs[WITH, study.seeds[0]]
+    one = study.jobs[ways[0], study.seeds[0]]
     (I, _), *targets = next(chains(one, gannotation.make_data(one, test=True), n))
     rows = [[truth for truth, _ in targets]]
     rows += [gannotation.progressive(paint, I, [points for _, points in targets]) for paint in paints]
