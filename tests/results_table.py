@@ -12,9 +12,9 @@ Written by `python tests/results_table.py --write` from the reports in this fold
 Claims are measured on toy faces, whose truth is known, over three seeds, against bars that stood in the
 docstring of `ablate` before the run. Reproduced: all are met. Partly: some of them; bars that only check that
 nothing else got worse do not count. Of L1, dE, error and excess less is better, of SSIM, FSIM, IoU, R^2 and
-rank-1 more. Each section names its commit, whose small recipe it is of: check it out to repeat the rows (where
-there is a GPU, with `--device cpu`). A `+` marks a change that was committed right after the run. The files
-have been rewritten since; where a recipe has changed, its rows are still those of the recipe before.
+rank-1 more. Each section names its commit, whose small recipe it is of: check it out to repeat the rows
+(where there is a GPU, with `--device cpu`). A `+` marks a change that was committed right after the run. The
+files have been rewritten since; where a recipe has changed, its rows are still those of the recipe before.
 
 ## Claims
 
