@@ -1,16 +1,18 @@
 """Everything that a quarter of an hour on a GPU can tell, in one command:
 
     python tests/on_gpu.py --minutes 12 --out DIR
+    python tests/on_gpu.py --minutes 6 --out DIR --sections medium --models gannotation stargan
     python tests/on_gpu.py --minutes 2 --out DIR --device cpu --tiny        to see that it runs
 
-One part after the other, each with a time limit of its own; a part that fails is noted and the next one
-begins: environment, the tests marked cuda, the papers' recipes timed, our steps beside the authors' manner
-and compiled, then the medium recipes trained, evaluated and looked at. DIR holds report.json from the first
-part on, sheets.zip with the sample grids, and weights_*.zip with the generators in half precision; each file
-is under 16 MiB.
+One section after the other, each with a time limit; what fails is noted and the next begins: environment; the
+medium recipes, all at once, since each leaves most of the GPU idle, shortened to the time there is, stopped
+by the clock if need be, and evaluated; the tests marked cuda; the recipes timed; our steps beside the
+authors' manner, and compiled. DIR holds report.json from the first part on, sheets.zip with pictures and
+logs, and weights_*.zip with the generators in half precision; each file is under 16 MiB.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,8 +39,9 @@ MODELS = {
     "pix2pix": ("pix2pix_cyclegan", {"model": "pix2pix"}),
     "cyclegan": ("pix2pix_cyclegan", {"model": "cyclegan"}),
 }
-ORDER = "gannotation", "pairedcyclegan", "cyclegan", "stargan", "pix2pix", "drgan", "iacyclegan"
+SECTIONS = "environment", "medium", "tests", "bench", "authors", "compile"
 MOST = 15 * 2**20  # bytes of a file that comes back
+GRACE = 15  # seconds in which a training that is told to stop saves itself
 
 
 # ============================================================= parts that run as processes of their own
@@ -69,6 +73,8 @@ def tiny(name):
 
 
 def part_environment(args):
+    import importlib.util
+
     import torch
 
     from lab.bench import matmul_rate
@@ -87,16 +93,21 @@ def part_environment(args):
         "TFLOP/s of large products": rates,
         "python": sys.version.split()[0],
         "cores": os.cpu_count(),
+        "piq, which --evaluate needs": importlib.util.find_spec("piq") is not None,
     }
 
 
 def part_bench(args, model):
-    """The paper's and the medium recipe, in bfloat16 and without: ms of a step, FLOPs, memory."""
+    """The medium and the paper's recipe, in bfloat16 and without: ms of a step, FLOPs, memory."""
+    import torchvision
+
     from lab.bench import matmul_rate, measured
     from lab.machine import resolve_device
 
+    vgg16 = torchvision.models.vgg16
+    torchvision.models.vgg16 = lambda weights: vgg16()  # random weights cost the same, and no download
     out = {}
-    for scale in ("paper", "medium"):
+    for scale in ("medium", "paper"):
         out[scale] = {}
         for amp in (True, False):
             paper, cfg = config(model, scale, args, amp=amp)
@@ -193,9 +204,22 @@ class Report:
         if limit < 3:
             return self.note(section, name, {"reason": "no time left"})
         text, why = run(part_command(self.args, *argv), limit)
-        found = [line for line in text.splitlines() if line.startswith("{")]
-        value = json.loads(found[-1]) if found else {}
-        self.note(section, name, value | ({"reason": why} if why else {}))
+        self.log(f"{section}-{name}", text)
+        self.note(section, name, last_result(text) | ({"reason": why} if why else {}))
+
+    def log(self, name, text):
+        folder = self.work / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.txt").write_text(text)
+
+
+def last_result(text):
+    """The last whole JSON object that a part printed as a line."""
+    for line in reversed(text.splitlines()):
+        if line.startswith("{"):
+            with contextlib.suppress(json.JSONDecodeError):
+                return json.loads(line)
+    return {}
 
 
 def part_command(args, *argv):
@@ -204,24 +228,30 @@ def part_command(args, *argv):
     return [sys.executable, __file__, *own, "--part", *map(str, argv)]
 
 
-def run(command, limit, kill_after=None, **more):
-    """(what a command printed, why it ended early or None). It and its children end with the limit."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
+def run(command, limit, threads=None, **more):
+    """(what a command printed, why it ended early or None). At the limit it and its children are told to
+    stop; a training saves itself then. What is still there after GRACE is killed.
+    """
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = os.environ | {"PYTHONPATH": path, "MPLBACKEND": "Agg"}
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=env,
+        errors="replace",
+        env=env | ({"OMP_NUM_THREADS": str(threads)} if threads else {}),
         start_new_session=True,
         **more,
     )
-    try:
-        text, _ = process.communicate(timeout=min(limit, kill_after or limit))
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        text, _ = process.communicate()
-        return text, f"stopped after {kill_after or limit:.0f} s"
+    for wait, ending in ((limit, signal.SIGTERM), (GRACE, signal.SIGKILL), (None, None)):
+        try:
+            text, _ = process.communicate(timeout=wait)
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, ending)
+    if ending != signal.SIGTERM:
+        return text, f"stopped after {limit:.0f} s"
     if process.returncode:
         return text, f"exit {process.returncode}: {(text.strip().splitlines() or ['?'])[-1][:300]}"
     return text, None
@@ -232,81 +262,89 @@ def run(command, limit, kill_after=None, **more):
 
 def cuda_tests(report, limit):
     """The tests that have a case for CUDA; on a processor one file, to see that they run."""
-    args, which = (
-        report.args,
-        ["-k", "cuda", "tests"] if report.args.device != "cpu" else ["tests/test_common.py"],
-    )
-    text, why = run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "--maxfail=20", *which],
-        min(limit, report.left()),
-        cwd=ROOT,
-    )
-    failed = re.findall(r"^FAILED (\S+)", text, re.M)
+    which = ["-k", "cuda", "tests", "--ignore", "tests/test_notebooks.py"]
+    if report.args.device == "cpu":
+        which = ["tests/test_common.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", *which]
+    text, why = run(command, min(limit, report.left()), cwd=ROOT)
+    report.log("tests", text)
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", text, re.M)
     last = (text.strip().splitlines() or [""])[-1]
-    report.note(
-        "tests", args.device, {"last line": last, "failed": failed} | ({"reason": why} if why else {})
-    )
+    value = {"last line": last, "failed": failed} | ({"reason": why} if why else {})
+    report.note("tests", report.args.device, value)
 
 
-def medium(report, model, seconds, kill):
-    """A medium recipe as long as the time allows, evaluated; killed once half-way if asked to."""
+def mediums(report, seconds):
+    """The medium recipes, beside each other, then their evaluations."""
+    args, begun = report.args, time.monotonic()
+    evaluating = min(90, 0.3 * seconds)
+    training = seconds - evaluating - (0 if args.device == "cpu" else GRACE)
+    jobs = {model: medium_command(report, model, training) for model in args.models}
+    trained = together(report, jobs, training, "--train")
+    collect(report)
+    trained_in = round(time.monotonic() - begun)
+    evaluated = together(report, jobs, min(evaluating, report.left()), "--evaluate")
+    for model in args.models:
+        text, why = trained[model]
+        files = list((report.work / "runs" / model).glob("evaluation.json"))
+        flags = " ".join(jobs[model][jobs[model].index("paper") + 2 :])
+        value = {
+            "flags": re.sub(r"--(run|cache|device) \S+ ?", "", flags),
+            "seconds": trained_in,
+            "last line": re.findall(r"^step \d+/.*", text, re.M)[-1:],
+            "rows": json.loads(files[0].read_text())["rows"] if files else {},
+            "reasons": [reason for reason in (why, evaluated[model][1]) if reason],
+        }
+        report.note("medium", model, value)
+    collect(report)
+
+
+def medium_command(report, model, seconds):
+    """A medium recipe, shortened to what some seconds beside the others allow."""
     args, (name, fixed) = report.args, MODELS[model]
-    begun, folder = time.monotonic(), report.work / "runs" / model
     _, cfg = config(model, "medium", args)
-    rate = report.content["bench"][model].get("medium", {}).get("bfloat16", {}).get("total ms", 1000.0)
-    rounds = 2 if name == "iacyclegan" else 1
-    least, room = 20 + getattr(cfg, "copy_steps", 0), int(0.6 * seconds * 1000 / rate / rounds)
-    steps = cfg.steps if args.tiny else max(least, room)
-    flags = [
-        "--scale",
-        "medium",
-        "--device",
-        args.device,
-        "--run",
-        folder,
-        "--cache",
-        report.work / "cache",
-        "--steps",
-        steps if args.tiny else min(steps, config(model, "medium", args)[1].steps),
-    ]
+    share = min(1.0, seconds / 700)  # seven recipes beside each other took an H100 about 700 s
+    steps = cfg.steps if args.tiny else round(share * cfg.steps)
+    flags = ["--scale", "medium", "--device", args.device, "--steps", steps]
+    flags += ["--run", report.work / "runs" / model, "--cache", report.work / "cache"]
     flags += [part for key, value in fixed.items() for part in (f"--{key}", value)]
-    if rounds == 2:
+    if name == "iacyclegan":
         flags += ["--rounds", 1]
     if args.tiny:
         from conftest import tiny_flags
 
         flags += tiny_flags({k: v for k, v in tiny(name).items() if k not in ("steps", "rounds", *fixed)})
-    command = part_command(args, "paper", name, *flags)
-    reasons = []
-    if kill:
-        reasons.append(run([*command, "--train"], seconds, kill_after=0.3 * seconds)[1])
-    text, why = run([*command, "--train", "--evaluate"], seconds - (time.monotonic() - begun))
-    reasons.append(why)
-    last = [line for line in text.splitlines() if line.startswith("step ")][-1:]
-    rows = {}
-    for file in folder.glob("evaluation.json"):
-        rows = json.loads(file.read_text())["rows"]
-    report.note(
-        "medium",
-        model,
-        {
-            "steps": steps,
-            "seconds": round(time.monotonic() - begun),
-            "last line": last,
-            "continued": "continuing" in text,
-            "rows": rows,
-            "reasons": [reason for reason in reasons if reason],
-        },
-    )
+    else:
+        flags += ["--save-every", max(20, steps // 6), "--sample-every", max(20, steps // 6)]
+        flags += ["--copy-steps", round(share * cfg.copy_steps)] if getattr(cfg, "copy_steps", 0) else []
+    return part_command(args, "paper", name, *flags)
+
+
+def together(report, jobs, seconds, mode):
+    """{model: (what its command printed, why it ended early)}; on a GPU all at once, else one a core."""
+    at_once = len(jobs) if report.args.device != "cpu" else min(len(jobs), os.cpu_count())
+    limit, threads = seconds * at_once / len(jobs), max(1, os.cpu_count() // at_once)
+
+    def one(model):
+        text, why = run([*jobs[model], mode], limit, threads)
+        report.log(f"medium-{model}{mode}", text)
+        return text, why
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return dict(zip(jobs, pool.map(one, jobs), strict=True))
 
 
 def collect(report):
     """sheets.zip and weights_*.zip, each under 16 MiB."""
     runs = report.work / "runs"
-    with zipfile.ZipFile(report.folder / "sheets.zip", "w") as sheets:
+    with archive(report.folder / "sheets.zip") as sheets:
         for one in sorted(runs.glob("*")):
-            for grid in sorted(one.rglob("samples/*.png"))[-1:] + sorted(one.rglob("losses.png"))[:1]:
-                sheets.write(grid, f"{one.name}-{grid.name}")
+            grids = sorted(one.rglob("samples/*.png"))[-1:]
+            told = [file for what in ("losses.png", "evaluation.png", "*.jsonl") for file in one.rglob(what)]
+            for file in grids + told:
+                sheets.write(file, "-".join(file.relative_to(runs).parts))
+        for log in (report.work / "logs").glob("*.txt"):
+            sheets.write(log, f"logs/{log.name}")
     packs = [[]]
     for last in sorted(runs.rglob("last.pt")):
         file = half_precision(last)
@@ -314,9 +352,18 @@ def collect(report):
             packs.append([])
         packs[-1].append(file)
     for k, files in enumerate(packs):
-        with zipfile.ZipFile(report.folder / f"weights_{k + 1}.zip", "w") as archive:
+        with archive(report.folder / f"weights_{k + 1}.zip") as weights:
             for file in files:
-                archive.write(file, "-".join(file.relative_to(runs).parent.parts) + ".pt")
+                weights.write(file, "-".join(file.relative_to(runs).parent.parts) + ".pt")
+
+
+@contextlib.contextmanager
+def archive(path):
+    """A zip file that is there when it is whole."""
+    beside = path.with_suffix(".part")
+    with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as file:
+        yield file
+    beside.replace(path)
 
 
 def half_precision(last):
@@ -330,31 +377,26 @@ def half_precision(last):
 
 
 def main(args):
-    report = Report(args)
-    try:
-        import piq  # noqa: F401
-    except ImportError:
-        raise SystemExit("error: piq is not installed; pip install -r requirements.txt") from None
+    report, want = Report(args), args.sections
     share = args.minutes * 60 / 720  # of the limits below, which are for twelve minutes
-    report.part("environment", args.device, 60, "environment")
-    cuda_tests(report, 120 * share)
-    for model in MODELS:
-        report.part("bench", model, max(10, 60 * share), "bench", model)
-    for model in ("stargan", "pix2pix", "cyclegan"):
-        report.part("authors", model, max(8, 30 * share), "authors", model)
-    for model in ("stargan", "cyclegan"):
-        report.part("compile", model, max(5, 45 * share), "compile", model)
-    for k, model in enumerate(ORDER):
-        seconds = (report.left() - 5) / (len(ORDER) - k)
-        if seconds < 4:
-            report.note("medium", model, {"reason": "no time left"})
-        else:
-            try:
-                medium(report, model, seconds, kill=k == 0 and seconds > 20)
-            except Exception as error:  # the next one may do
-                report.note("medium", model, {"reason": f"{type(error).__name__}: {error}"[:300]})
-        collect(report)
-    collect(report)
+    if "environment" in want:
+        report.part("environment", args.device, 60, "environment")
+    if "medium" in want:
+        others = len(set(want) - {"environment", "medium"})
+        try:
+            mediums(report, report.left() * (0.55 if others else 0.95))
+        except Exception as error:  # the other sections may do
+            report.note("medium", "all", {"reason": f"{type(error).__name__}: {error}"[:300]})
+    if "tests" in want:
+        cuda_tests(report, 90 * share)
+    for section, models, limit in (
+        ("bench", MODELS, 60 * share),
+        ("authors", ("stargan", "pix2pix", "cyclegan"), 30 * share),
+        ("compile", ("stargan", "cyclegan"), 90 * share),
+    ):
+        for model in models if section in want else ():
+            if model in args.models:
+                report.part(section, model, max(10, limit), section, model)
     print(f"{report.folder}: " + ", ".join(sorted(p.name for p in report.folder.iterdir() if p.is_file())))
 
 
@@ -368,6 +410,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--tiny", action="store_true", help="networks of the tests' size, to see that it runs"
     )
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=tuple(MODELS))
     parser.add_argument("--work", default="", help="where trainings lie; default: a temporary folder")
     parser.add_argument("--part", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args()

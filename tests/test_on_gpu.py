@@ -21,7 +21,7 @@ def test_it_runs_to_its_end_with_every_section_filled_or_its_reason(tmp_path, mo
             "cpu",
             "--tiny",
             "--minutes",
-            "2",
+            "3",
             "--out",
             tmp_path / "out",
             "--work",
