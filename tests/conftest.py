@@ -53,6 +53,11 @@ def in_turn(monkeypatch):
     )
 
 
+def grads(*nets):
+    """How much gradient the networks have in all."""
+    return sum(p.grad.abs().sum().item() for net in nets for p in net.parameters() if p.grad is not None)
+
+
 def tiny_flags(settings):
     """The settings of a test as flags of a command line."""
     flags = []

@@ -22,8 +22,8 @@ import drgan
 import gannotation
 import iacyclegan
 import lab
+import makers
 import pairedcyclegan
-import test_gannotation
 import test_hostile
 from conftest import PAPERS, blind_judges
 from lab import authors, bench, toyfaces
@@ -202,7 +202,7 @@ def test_tuning_a_recogniser_does_not_wait(card, tmp_path, cache):
 
 
 def test_views_of_photographs_do_not_wait(waits, tmp_path):
-    test_gannotation.photo_folder(tmp_path / "photos")
+    makers.photo_folder(tmp_path / "photos")
     assert not waits("gannotation", data=str(tmp_path / "photos"))
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import gannotation
+import makers
 import test_drgan
 import test_hostile
 import test_iacyclegan
@@ -19,7 +20,8 @@ import test_stargan
 from conftest import PAPERS, in_turn, tiny_flags
 from lab import cli
 from lab.files import load_checkpoint, read_jsonl
-from test_gannotation import TINY, photo_folder
+from makers import photo_folder
+from test_gannotation import TINY
 
 ROOT = Path(gannotation.__file__).parent
 
@@ -30,49 +32,65 @@ def test_no_mode_prints_help_and_exits_with_2(call):
     assert err == "error: no mode was given; begin with --demo, or --train\n"
 
 
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        (["--train", "--batch-size", "-3"], "--batch-size"),
-        (["--train", "--batch-size", "0"], "at least 1"),
-        (["--train", "--points", "67"], "66 or 68"),
-        (["--train", "--d-steps", "0"], "--d-steps 0"),
-        (["--train", "--betas", ".5"], "expected two"),
-        (["--train", "--lr", "nan"], "--lr"),
-        (["--train", "--decay-from", "1.5"], "--decay-from 1.5: expected at most 1"),
-        (["--ablate", "--weights", ".", "--device", "cpu"], "leave --weights out"),
-        (["--train", "--steps", "many"], "--steps"),
-        (["--train", "--nonsense"], "--nonsense"),
-        (["--train", "--data", "nowhere"], "nowhere: no such folder"),
-        (["--train", "--image-size", "50", "--device", "cpu"], "multiple of 16"),
-        (["--train", "--device", "toaster"], "toaster"),
-        (["--train", "--adversarial", "magic"], "magic"),
-        (["--evaluate", "--device", "cpu"], "last.pt"),
-        (["--infer", "nothing.png", "--device", "cpu"], "nothing.png"),
-        (["--infer", ".", ".", "--device", "cpu"], "expected one face"),
-        (["--evaluate", "--weights", "nothing.pt", "--device", "cpu"], "nothing.pt"),
-        (
-            [
-                "--train",
-                "--light-cnn",
-                "nothing.pt",
-                "--people",
-                "2",
-                "--frames",
-                "6",
-                "--image-size",
-                "32",
-                "--device",
-                "cpu",
-            ],
-            "nothing.pt",
-        ),
-    ],
+BAD_INPUT = (
+    ("gannotation", "--train --batch-size -3", "--batch-size"),
+    ("gannotation", "--train --batch-size 0", "at least 1"),
+    ("gannotation", "--train --points 67", "66 or 68"),
+    ("gannotation", "--train --d-steps 0", "--d-steps 0"),
+    ("gannotation", "--train --betas .5", "expected two"),
+    ("gannotation", "--train --lr nan", "--lr"),
+    ("gannotation", "--train --decay-from 1.5", "--decay-from 1.5: expected at most 1"),
+    ("gannotation", "--ablate --weights .", "leave --weights out"),
+    ("gannotation", "--train --steps many", "--steps"),
+    ("gannotation", "--train --nonsense", "--nonsense"),
+    ("gannotation", "--train --data nowhere", "nowhere: no such folder"),
+    ("gannotation", "--train --image-size 50", "multiple of 16"),
+    ("gannotation", "--train --adversarial magic", "magic"),
+    ("gannotation", "--evaluate", "last.pt"),
+    ("gannotation", "--infer nothing.png", "nothing.png: no such file"),
+    ("gannotation", "--infer . .", "expected one face"),
+    ("gannotation", "--evaluate --weights nothing.pt", "nothing.pt"),
+    ("gannotation", "--train --light-cnn nothing.pt", "nothing.pt"),
+    ("stargan", "--train --n-critic 0", "--n-critic 0: expected at least 1"),
+    ("stargan", "--train --scale small --steps 600", "--copy-steps 600: expected fewer than --steps"),
+    ("stargan", "--train --image-size 50", "--image-size 50: expected a multiple of 16"),
+    ("stargan", "--train --people 2 --attributes Black_Hair Fat", "--attributes Fat: toy faces have"),
+    ("stargan", "--train --people 2 --classes happy bored --toy expressions", "--classes bored"),
+    ("stargan", "--ablate --part everything", "everything"),
+    ("stargan", "--ablate --data .", "only toy faces have"),
+    ("drgan", "--train --images-per-subject 40", "--batch-size 64: expected at least 80"),
+    ("drgan", "--train --head arcface", "arcface"),
+    ("drgan", "--train --data .", "pictures, but neither"),
+    ("drgan", "--ablate --data .", "only toy faces have"),
+    ("drgan", "--evaluate", "no such checkpoint"),
+    ("iacyclegan", "--train --image-size 50", "--image-size 50: expected a multiple of 4"),
+    ("iacyclegan", "--train --data .", "expected photos/ and sketches/"),
+    ("iacyclegan", "--ablate --data .", "only toy faces have"),
+    ("iacyclegan", "--evaluate", "no such training"),
+    ("pairedcyclegan", "--train --image-size 30", "--image-size 30: expected an even number"),
+    ("pairedcyclegan", "--train --pairs true --data .", "only toy faces have a truth"),
+    ("pairedcyclegan", "--train --data .", "expected images/non-makeup and images/makeup"),
+    ("pairedcyclegan", "--ablate --data .", "only toy faces have"),
+    ("pairedcyclegan", "--infer bare.png", "give --reference FILE"),
+    ("pairedcyclegan", "--infer bare.png --remove --run r", "no such checkpoint"),
+    ("pairedcyclegan", "--evaluate", "no such checkpoint"),
+    ("pix2pix_cyclegan", "--train --patch 71", "invalid choice: 71"),
+    ("pix2pix_cyclegan", "--train --model cyclegan --pool-size 1 --batch-size 4", "--pool-size 1"),
+    ("pix2pix_cyclegan", "--train --steps 0", "--steps 0"),
+    ("pix2pix_cyclegan", "--train --epochs 0", "--epochs 0"),
+    ("pix2pix_cyclegan", "--train --data .", "side-by-side pairs A|B"),
+    ("pix2pix_cyclegan", "--evaluate", "no such checkpoint"),
+    ("pix2pix_cyclegan", "--ablate --data .", "leave --data out"),
+    ("pix2pix_cyclegan", "--check --data a --data b", "--data a --data b: this paper reads one data set"),
 )
-def test_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
-    code, out, err = call(*argv, *call.cache)
+
+
+@pytest.mark.parametrize("paper, argv, message", BAD_INPUT)
+def test_bad_input_is_one_line_and_exit_code_2(call, tmp_path, paper, argv, message):
+    Image.new("RGB", (40, 40)).save("bare.png")
+    code, _, err = call(*argv.split(), "--device", "cpu", *call.cache, paper=paper)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
-    assert not list(tmp_path.glob("runs/*/last.pt"))
+    assert not list(tmp_path.glob("runs/**/last.pt"))
 
 
 def test_wrong_data_folders_say_what_was_found_and_leave_a_run_untouched(call, tmp_path):
@@ -160,7 +178,7 @@ def test_stargan_trains_evaluates_infers_and_benches(call, tmp_path, monkeypatch
 
 
 def test_stargan_takes_two_data_folders(call, tmp_path):
-    first, second = test_stargan.celeba(tmp_path / "c")[0], test_stargan.classes(tmp_path / "r")
+    first, second = makers.celeba(tmp_path / "c")[0], makers.classes(tmp_path / "r")
     code, out, err = call(
         "--check",
         "--train",
@@ -178,31 +196,10 @@ def test_stargan_takes_two_data_folders(call, tmp_path):
     assert code == 2 and err == "error: --data nowhere: no such folder\n"
 
 
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        (["--train", "--n-critic", "0"], "--n-critic 0: expected at least 1"),
-        (["--train", "--scale", "small", "--steps", "600"], "--copy-steps 600: expected fewer than --steps"),
-        (["--train", "--image-size", "50"], "--image-size 50: expected a multiple of 16"),
-        (["--train", "--attributes", "Black_Hair", "Fat"], "--attributes Fat: toy faces have"),
-        (["--train", "--classes", "happy", "bored", "--toy", "expressions"], "--classes bored"),
-        (["--train", "--betas", "2", ".9"], "expected two numbers"),
-        (["--ablate", "--part", "everything"], "everything"),
-        (["--ablate", "--data", "."], "only toy faces have"),
-        (["--infer", "nothing.png"], "nothing.png: no such file"),
-        (["--evaluate", "--weights", "nothing.pt"], "nothing.pt"),
-    ],
-)
-def test_stargan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
-    code, _, err = call(*argv, "--people", "2", "--device", "cpu", *call.cache, paper="stargan")
-    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
-    assert not list(tmp_path.glob("runs/*/last.pt"))
-
-
 def test_drgan_trains_evaluates_infers_checks_and_benches(call, tmp_path, monkeypatch):
     test_drgan.quick(monkeypatch)
     flags = ["--scale", "small", *call.cache, *tiny_flags(test_drgan.TINY)]
-    a, b = (test_drgan.picture(tmp_path / f"{name}.png", k) for k, name in enumerate("ab"))
+    a, b = (makers.picture(tmp_path / f"{name}.png", k) for k, name in enumerate("ab"))
     code, out, err = call(
         "--train",
         "--evaluate",
@@ -227,7 +224,7 @@ def test_drgan_trains_evaluates_infers_checks_and_benches(call, tmp_path, monkey
     assert (tmp_path / "runs/drgan/inferred/a.gif").exists()
     code, out, _ = call("--bench", *flags, paper="drgan")
     assert code == 0 and "ms per step" in out and "D " in out
-    code, out, _ = call("--check", "--data", str(test_drgan.cfp(tmp_path / "cfp")), paper="drgan")
+    code, out, _ = call("--check", "--data", str(makers.cfp(tmp_path / "cfp")), paper="drgan")
     assert (
         code == 0
         and "poses: frontal (48), profile (24)" in out
@@ -235,56 +232,23 @@ def test_drgan_trains_evaluates_infers_checks_and_benches(call, tmp_path, monkey
     )
 
 
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        (["--train", "--images-per-subject", "40"], "--batch-size 64: expected at least 80"),
-        (["--train", "--head", "arcface"], "arcface"),
-        (["--train", "--data", "."], "found 0 pictures, but neither"),
-        (["--ablate", "--data", "."], "only toy faces have"),
-        (["--infer", "nothing.png"], "nothing.png: no such file"),
-        (["--evaluate"], "no such checkpoint"),
-    ],
-)
-def test_drgan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
-    code, _, err = call(*argv, "--device", "cpu", *call.cache, paper="drgan")
-    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
-    assert not list(tmp_path.glob("runs/*/last.pt"))
-
-
 def test_iacyclegan_trains_evaluates_infers_checks_and_benches(call, tmp_path, monkeypatch):
     test_iacyclegan.quick(monkeypatch)
     flags = ["--scale", "small", *call.cache, *tiny_flags(test_iacyclegan.TINY)]
-    test_iacyclegan.picture(tmp_path / "a.png", size=(30, 20))
+    makers.picture(tmp_path / "a.png", size=(30, 20))
     code, out, err = call("--train", "--evaluate", "--infer", "a.png", *flags, paper="iacyclegan")
     assert code == 0 and not err and "CycleGAN" in out and "round 1" in out and "FSIM" in out, err
     assert (tmp_path / "runs/iacyclegan/inferred/a_sheet.png").exists()
     code, out, _ = call("--bench", *flags, paper="iacyclegan")
     assert code == 0 and "ms per step" in out and "D " in out
-    code, out, _ = call("--check", "--data", str(test_iacyclegan.cufs(tmp_path / "cufs")), paper="iacyclegan")
+    code, out, _ = call("--check", "--data", str(makers.cufs(tmp_path / "cufs")), paper="iacyclegan")
     assert code == 0 and "pairs: 16, 8 of them held out" in out, out
-
-
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        (["--train", "--image-size", "50"], "--image-size 50: expected a multiple of 4"),
-        (["--train", "--data", "."], "expected photos/ and sketches/"),
-        (["--ablate", "--data", "."], "only toy faces have"),
-        (["--infer", "nothing.png"], "nothing.png: no such file"),
-        (["--evaluate"], "no such training"),
-    ],
-)
-def test_iacyclegan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
-    code, _, err = call(*argv, "--device", "cpu", *call.cache, paper="iacyclegan")
-    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
-    assert not list(tmp_path.glob("runs/**/last.pt"))
 
 
 def test_pairedcyclegan_trains_evaluates_infers_checks_and_benches(call, tmp_path, monkeypatch):
     test_pairedcyclegan.quick(monkeypatch)
     flags = ["--scale", "small", *call.cache, *tiny_flags(test_pairedcyclegan.TINY)]
-    a, b = (str(test_pairedcyclegan.photo(tmp_path / f"{name}.png", k)) for k, name in enumerate("ab"))
+    a, b = (makers.picture(tmp_path / f"{name}.png", k) for k, name in enumerate("ab"))
     code, out, err = call(
         "--train",
         "--evaluate",
@@ -303,30 +267,8 @@ def test_pairedcyclegan_trains_evaluates_infers_checks_and_benches(call, tmp_pat
     assert (tmp_path / "runs/pairedcyclegan/inferred/a_b.png").exists()
     code, out, _ = call("--bench", *flags, paper="pairedcyclegan")
     assert code == 0 and "ms per step" in out and "D " in out
-    code, out, _ = call(
-        "--check", "--data", str(test_pairedcyclegan.mt(tmp_path / "mt")), paper="pairedcyclegan"
-    )
+    code, out, _ = call("--check", "--data", str(makers.mt(tmp_path / "mt")), paper="pairedcyclegan")
     assert code == 0 and "without make-up, with: 4, 4" in out and "held out: every tenth, 2" in out, out
-
-
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        (["--train", "--image-size", "30"], "--image-size 30: expected an even number"),
-        (["--train", "--pairs", "true", "--data", "."], "only toy faces have a truth"),
-        (["--train", "--data", "."], "expected images/non-makeup and images/makeup"),
-        (["--ablate", "--data", "."], "only toy faces have"),
-        (["--infer", "nothing.png"], "nothing.png: no such file"),
-        (["--infer", "bare.png"], "give --reference FILE"),
-        (["--infer", "bare.png", "--remove", "--run", "r"], "no such checkpoint"),
-        (["--evaluate"], "no such checkpoint"),
-    ],
-)
-def test_pairedcyclegan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
-    Image.new("RGB", (40, 40)).save("bare.png")
-    code, _, err = call(*argv, "--device", "cpu", *call.cache, paper="pairedcyclegan")
-    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
-    assert not list(tmp_path.glob("runs/**/last.pt"))
 
 
 @pytest.mark.parametrize("model", ["pix2pix", "cyclegan"])
@@ -344,26 +286,6 @@ def test_pix2pix_cyclegan_trains_evaluates_infers_and_benches(call, tmp_path, mo
     )
     code, out, _ = call("--bench", *flags, paper="pix2pix_cyclegan")
     assert code == 0 and "ms per step: data" in out and "D " in out
-
-
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        (["--train", "--patch", "71"], "invalid choice: 71"),
-        (["--train", "--model", "cyclegan", "--pool-size", "1", "--batch-size", "4"], "--pool-size 1"),
-        (["--train", "--steps", "0"], "--steps 0"),
-        (["--train", "--epochs", "0"], "--epochs 0"),
-        (["--train", "--data", "."], "side-by-side pairs A|B"),
-        (["--infer", "nowhere.png"], "no such file"),
-        (["--evaluate"], "no such checkpoint"),
-        (["--ablate", "--data", "."], "leave --data out"),
-        (["--check", "--data", "a", "--data", "b"], "--data a --data b: this paper reads one data set"),
-    ],
-)
-def test_pix2pix_cyclegan_bad_input_is_one_line_and_exit_code_2(call, tmp_path, argv, message):
-    code, _, err = call(*argv, "--device", "cpu", paper="pix2pix_cyclegan")
-    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
-    assert not (tmp_path / "runs").exists()
 
 
 def test_weights_of_the_authors_and_of_others(call, tmp_path):
@@ -472,22 +394,11 @@ def test_bench_splits_the_step(call):
         assert word in out
 
 
-def test_check_draws_the_tree_and_names_bad_files(call, tmp_path):
+def test_check_tells_what_is_bad_and_what_decoding_takes(call, tmp_path):
     root = photo_folder(tmp_path / "photos")
     (root / "lfpw" / "trainset" / "image_0002.png").write_bytes(b"")
     code, out, err = call("--check", "--data", str(root))
-    assert code == 2 and "empty file" in err
-    for word in (
-        "trainset/",
-        "12 .png",
-        "12 .pts",
-        "96-96 x 96-96 px",
-        "68 (12 files)",
-        "unreadable pictures: 1",
-        "image_0002.png: empty file",
-        "MiB",
-    ):
-        assert word in out
+    assert code == 2 and "empty file" in err and "image_0002.png: empty file" in out and "MiB" in out
     code, out, _ = call("--check")
     assert code == 0 and "toy faces" in out
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import common
 import drgan as paper
-from conftest import blind_judges, in_turn
+from conftest import blind_judges, grads, in_turn
 from drgan import Config, Discriminator, Generator
 from lab import UserError, albums, recognition
 from lab.albums import YAWS, Album
@@ -21,6 +21,7 @@ from lab.claims import drgan as claims
 from lab.files import load_checkpoint, read_jsonl
 from lab.formats.people import official_pairs
 from lab.run import Run
+from makers import cfp, picture
 
 TINY = dict(paper.SMALL, image_size=32, width=.05, pretrain=0., people=6, copies=2, poses_seen=0, average=0.,
             lambda_pair=0., batch_size=12, steps=4, log_every=1, save_every=2, sample_every=2, device="cpu",
@@ -316,44 +317,6 @@ def test_half_of_the_degraded_are_blurred_half_covered():
     assert (cover[:, 2] > 0).float().mean().item() == pytest.approx(.25, abs=.03)
 
 
-def picture(path, seed=0, size=(50, 60)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
-    return str(path)
-
-
-def cfp(root, people=12, fiducials=True, protocol=False):
-    """A small CFP in its official layout."""
-    for p in range(1, people + 1):
-        for kind, n in (("frontal", 4), ("profile", 2)):
-            for k in range(1, n + 1):
-                picture(root / "Data/Images" / f"{p:03d}" / kind / f"{k:02d}.jpg", 100 * p + 10 * k + n)
-                if fiducials:
-                    file = root / "Data/Fiducials" / f"{p:03d}" / kind / f"{k:02d}.txt"
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_text("\n".join(f"{10 + i / 2},{15 + i}" for i in range(30)))
-    if protocol:
-        write_protocol(root / "Protocol", people)
-    return root
-
-
-def write_protocol(folder, people):
-    folder.mkdir()
-    for letter, kind, n in (("F", "frontal", 4), ("P", "profile", 2)):
-        lines = [f"../Data/Images/{p:03d}/{kind}/{k:02d}.jpg"
-                 for p in range(1, people + 1) for k in range(1, n + 1)]
-        text = "\n".join(f"{k + 1} {line}" for k, line in enumerate(lines))
-        (folder / f"Pair_list_{letter}.txt").write_text(text)
-    for kind, n in (("FF", 4), ("FP", 2)):
-        for fold in range(people // 2):                                # two people a fold
-            one, other, home = 2 * fold, 2 * fold + 1, folder / f"Split/{kind}/{fold + 1:02d}"
-            home.mkdir(parents=True)
-            (home / "same.txt").write_text("".join(f"{4 * p + 1},{n * p + 2}\n" for p in (one, other)))
-            pairs = f"{4 * one + 1},{n * other + 1}\n{4 * other + 1},{n * one + 2}\n"
-            (home / "diff.txt").write_text(pairs)
-
-
 def test_cfp_as_distributed(tiny, tmp_path):
     cfg = dataclasses.replace(tiny, data=str(cfp(tmp_path / "cfp")))
     found = paper.scan(cfg)
@@ -415,8 +378,6 @@ def test_new_fiducials_are_new_pictures(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("make,message", [
-    (lambda root: picture(root / "a.jpg"), "found 1 pictures, but neither 001/frontal/"),
-    (lambda root: (root / "poses.txt").write_text(""), "poses.txt: empty"),
     (lambda root: picture(root / "001/frontal/01.jpg"), "all 1 pictures show the pose frontal"),
     (lambda root: [picture(root / f"001/{pose}/01.jpg") for pose in ("frontal", "profile")],
      "1 people, 0 of them held out; expected at least 2 to train on and 4 to test on"),
@@ -510,10 +471,6 @@ def test_weights_without_D_or_with_one_that_went_on_with_fewer_people(tiny, sing
 
 
 # ------------------------------------------------------------------------------------------- training
-
-def grads(net):
-    return sum(p.grad.abs().sum().item() for p in net.parameters() if p.grad is not None)
-
 
 @pytest.mark.parametrize("head", ["tpami", "cvpr"])
 @pytest.mark.parametrize("n", [1, 3])
@@ -812,25 +769,6 @@ def test_verification_pairs_are_drawn_by_cfps_rule():
     assert len(found) == 140 and (a != b).all()                        # no pair twice, none with itself
 
 
-def test_cfps_own_pairs(tiny, tmp_path):
-    root = cfp(tmp_path / "cfp", protocol=True)
-    cfg = dataclasses.replace(tiny, data=str(root), test_people=2)
-    (root / "Protocol/Split/FP/.DS_Store").write_text("")
-    _, everyone = paper.make_data(cfg, known=("toy/1",))
-
-    def pairs(kind, paths=everyone.paths):
-        return official_pairs(paths, everyone.poses, root, kind)
-    for kind, second in (("FF", 0), ("FP", 1)):
-        a, b, same, fold = pairs(kind)
-        assert len(a) == 6 * 4 and torch.equal(everyone.who[a] == everyone.who[b], same)
-        assert (everyone.pose[a] == 0).all() and (everyone.pose[b] == second).all()
-        assert len(fold.unique()) == 6
-    assert pairs("FP", everyone.paths[-12:]) is None                   # one fold: no threshold from others
-    (root / "Protocol/Split/FP/01/same.txt").write_text("1;2")
-    with pytest.raises(UserError, match="not as CFP distributes it"):
-        pairs("FP")
-
-
 def test_sets_hold_as_many_degraded_pictures_as_asked(tiny):
     album = paper.make_data(tiny)[1]
     gallery = claims.gallery_of(album)
@@ -935,7 +873,7 @@ def test_infer(tiny, tmp_path, capsys, monkeypatch):
     G = Painter(.8, .2)
     G.multi = True
     monkeypatch.setattr(paper, "load", lambda cfg: (G, {"poses": list(map(str, YAWS))}))
-    a, b, c = (picture(tmp_path / f"{name}.png", k) for k, name in enumerate("abc"))
+    a, b, c = (picture(tmp_path / f"{name}.png", k, (50, 60)) for k, name in enumerate("abc"))
     paper.infer(tiny, [a, b], None, None, str(tmp_path / "out"))
     assert capsys.readouterr().out.count("50 x 60, central square, confidence 1.") == 2
     with Image.open(tmp_path / "out/a.gif") as gif:

@@ -11,15 +11,15 @@ from PIL import Image
 import common
 import gannotation as gan
 from common import heatmaps
-from conftest import blind_judges, in_turn
+from conftest import blind_judges, grads, in_turn
 from gannotation import Config, Generator
 from lab import UserError, authors, demos, judges, toyfaces, toysets
 from lab.claims import gannotation as claims
 from lab.cli import sources
 from lab.files import load_checkpoint, load_weights, read_json, read_jsonl
-from lab.formats import landmarks as formats
 from lab.images import to_uint8
 from lab.run import Run, frozen
+from makers import photo_folder
 
 TINY = dict(gan.SMALL, image_size=32, width=4, residual_blocks=1, d_widths=(4, 8), batch_size=2, people=4,
             frames=6, steps=4, log_every=1, save_every=2, sample_every=2, device="cpu", amp=False, warm_up=0.,
@@ -48,10 +48,6 @@ def batch(n=2, size=32):
     face = toyfaces.sample(n, 0)
     I, H = toyfaces.render(face, size), heatmaps(common.to_66(toyfaces.landmarks(face, size)), size, 1.)
     return I, H
-
-
-def grads(net):
-    return sum(p.grad.abs().sum().item() for p in net.parameters() if p.grad is not None)
 
 
 # --------------------------------------------------------------------------------------------- losses
@@ -334,31 +330,6 @@ def test_partner_keeps_to_the_video_and_the_gap(tiny):
     assert data.partner(torch.full((200,), 5)).unique().tolist() == list(range(31))
 
 
-def photo_folder(root, n=12, size=96, style="300W", dotted=False):
-    """Toy renders with .pts files, as a photograph data set, 1-based points.
-
-    dotted: instead a Gaussian dot at three landmarks, one a channel.
-    """
-    faces = toyfaces.sample(n, 77, pose=.5)
-    points = toyfaces.landmarks(faces, size)
-    for k in range(n):
-        if style == "300W":
-            picture = root / "lfpw" / "trainset" / f"image_{k + 1:04d}.png"
-            pts = picture.with_suffix(".pts")
-        else:
-            picture = root / f"{k // 4:03d}" / style / f"{k % 4 + 1:06d}.jpg"
-            pts = root / f"{k // 4:03d}" / "annot" / f"{k % 4 + 1:06d}.pts"
-        for path in (picture, pts):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        image = toyfaces.render(faces[k], size)
-        if dotted:
-            image = heatmaps(points[k:k + 1, [30, 48, 54]], size, 1.5) * 2 - 1
-        Image.fromarray(to_uint8(image)[0].permute(1, 2, 0).numpy()).save(picture)
-        rows = "\n".join(f"{x + 1:.4f} {y + 1:.4f}" for x, y in points[k].tolist())
-        pts.write_text(f"version: 1\nn_points:  68\n{{\n{rows}\n}}\n")
-    return root
-
-
 def dots(image):
     """Centre of the dot in each channel: [B, 3, 2]."""
     w = (image / 2 + .5).clamp(min=.05) - .05
@@ -399,15 +370,6 @@ def test_a_still_gets_a_bent_target_and_a_third_shape(tmp_path, tiny):
         assert (a - b).abs().flatten(1).amax(1).min() > .1
 
 
-@pytest.mark.parametrize("style, groups", [("300W", 11), ("frames", 3), (".", 3)])
-def test_scan_knows_the_layouts(tmp_path, tiny, style, groups):
-    n = 12 if style != "300W" else 11
-    cfg = dataclasses.replace(tiny, data=str(photo_folder(tmp_path / "人 脸", n, style=style)))
-    found = gan.scan(cfg)
-    assert len(found["images"]) == n and len(set(found["groups"])) == groups and not found["bad"]
-    assert found["notes"]["points per file"] == f"68 ({n} files)"
-
-
 def test_photographs_train(tmp_path, tiny):
     root = photo_folder(tmp_path / "photos")
     for path in (root / "lfpw" / "trainset").glob("image_000[12].png"):   # grey and transparent ones are fine
@@ -433,8 +395,6 @@ def test_bad_files_are_named_before_anything_is_written(tmp_path, tiny):
     gan.train(dataclasses.replace(cfg, skip_bad=True))
     kept = gan.photographs(dataclasses.replace(cfg, skip_bad=True), False)
     assert len(kept) == 8                                                 # 12 less 3 bad, less one held out
-    with pytest.raises(UserError, match="expected <id>/annot"):
-        gan.scan(dataclasses.replace(tiny, data=str(tmp_path / "run-nothing-here")))
 
 
 def test_too_few_points_and_too_few_pictures_are_told(tmp_path, tiny):
@@ -446,15 +406,6 @@ def test_too_few_points_and_too_few_pictures_are_told(tmp_path, tiny):
         gan.make_data(dataclasses.replace(tiny, data=str(root), points=68))
     with pytest.raises(UserError, match="3 pictures or videos are too few"):
         gan.make_data(dataclasses.replace(tiny, data=str(photo_folder(tmp_path / "few", 3))))
-
-
-def test_videos_without_frames_get_the_command_that_makes_them(tmp_path, tiny):
-    root = photo_folder(tmp_path / "videos", 8, style="frames")
-    for jpg in root.rglob("*.jpg"):
-        jpg.unlink()
-    (root / "001" / "vid.avi").write_bytes(b"RIFF")
-    with pytest.raises(UserError, match="ffmpeg -i vid.avi -start_number 1"):
-        gan.scan(dataclasses.replace(tiny, data=str(root)))
 
 
 # --------------------------------------------------------------------------------------- the training
@@ -753,14 +704,6 @@ def test_infer_and_evaluate_with_the_authors_weights(tiny, tmp_path):
     assert (tmp_path / "out" / "face.gif").exists() and cfg.image_size == 128
     with pytest.raises(UserError, match="80 x 80 and no landmarks"):
         gan.infer(cfg, [face_file(tmp_path)], "sweep", str(tmp_path / "out"))
-
-
-@pytest.mark.parametrize("text, message", [("1 2 3\n", "3 numbers a row"), ("a b\n", "not a table"),
-                                           ("-1 " * 132 + "\n", "no row with landmarks")])
-def test_bad_driving_files(tmp_path, text, message):
-    (tmp_path / "d.txt").write_text(text)
-    with pytest.raises(UserError, match=message):
-        formats.read_drive(tmp_path / "d.txt")
 
 
 def test_toy_sweep_moves_where_the_training_faces_are(tiny):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import makers
 import test_drgan
 import test_gannotation
 import test_iacyclegan
@@ -321,41 +322,28 @@ def test_names_that_are_no_text(tmp_path):
 # data sets
 
 
-def poses(root):
-    """People in folders, poses.txt beside them."""
-    lines = [f"{person:03d}/{k}.jpg {yaw}" for person in range(12) for k, yaw in enumerate((-60, 0, 30))]
-    for k, line in enumerate(lines):
-        test_drgan.picture(root / line.split()[0], k)
-    (root / "poses.txt").write_text("\n".join(lines) + "\n")
-    return root
-
-
-def celeba_csv(root):
-    return test_stargan.celeba(root, csv=True)[0]
-
-
 SETS = {  # data set: paper, what makes it, a picture of the training part, flags
-    "300-W": ("gannotation", test_gannotation.photo_folder, "lfpw/trainset/image_0003.png", []),
+    "300-W": ("gannotation", makers.photo_folder, "lfpw/trainset/image_0003.png", []),
     "CelebA": (
         "stargan",
-        lambda root: test_stargan.celeba(root)[0],
+        lambda root: makers.celeba(root)[0],
         "img_align_celeba/000007.jpg",
-        ["--attributes", *test_stargan.NAMES[1:4]],
+        ["--attributes", *makers.NAMES[1:4]],
     ),
     "CelebA csv": (
         "stargan",
-        celeba_csv,
+        lambda root: makers.celeba(root, csv=True)[0],
         "img_align_celeba/000007.jpg",
-        ["--attributes", *test_stargan.NAMES[1:4]],
+        ["--attributes", *makers.NAMES[1:4]],
     ),
-    "classes": ("stargan", test_stargan.classes, "train/angry/3.jpg", []),
-    "CFP": ("drgan", lambda root: test_drgan.cfp(root, protocol=True), "Data/Images/003/frontal/02.jpg", []),
-    "poses": ("drgan", poses, "003/1.jpg", []),
-    "CUFS": ("iacyclegan", test_iacyclegan.cufs, "train/photos/f-002-01.jpg", []),
-    "MT": ("pairedcyclegan", test_pairedcyclegan.mt, "images/makeup/p2.png", []),
-    "two folders": ("pairedcyclegan", test_pairedcyclegan.two_folders, "after/3.jpg", []),
-    "pairs": ("pix2pix_cyclegan", test_pix2pix_cyclegan.pairs, "train/图 3.png", ["--model", "pix2pix"]),
-    "A and B": ("pix2pix_cyclegan", test_pix2pix_cyclegan.folders, "trainA/3.png", ["--model", "cyclegan"]),
+    "classes": ("stargan", makers.classes, "train/angry/3.jpg", []),
+    "CFP": ("drgan", lambda root: makers.cfp(root, protocol=True), "Data/Images/003/frontal/02.jpg", []),
+    "poses": ("drgan", makers.posed, "003/1.jpg", []),
+    "CUFS": ("iacyclegan", makers.cufs, "train/photos/f-002-01.jpg", []),
+    "MT": ("pairedcyclegan", makers.mt, "images/makeup/p2.png", []),
+    "two folders": ("pairedcyclegan", makers.two_folders, "after/3.jpg", []),
+    "pairs": ("pix2pix_cyclegan", makers.side_by_side, "train/图 3.png", ["--model", "pix2pix"]),
+    "A and B": ("pix2pix_cyclegan", makers.a_and_b, "trainA/3.png", ["--model", "cyclegan"]),
 }
 
 
@@ -418,25 +406,6 @@ def test_a_folder_that_is_no_data_set(tell, tmp_path, name, shape):
     if error:
         assert "data" in error and ("expected" in error or "neither" in error or "no such folder" in error)
         assert not list(tmp_path.glob("runs/**/last.pt"))
-
-
-@pytest.mark.parametrize("name", ["300-W", "CFP", "CUFS", "MT"])
-def test_a_linked_folder_is_read_and_one_that_cannot_be_is_named(tell, tmp_path, monkeypatch, name):
-    root, module = SETS[name][1](tmp_path / "data"), importlib.import_module(SETS[name][0])
-    cfg = module.Config(**TINY[SETS[name][0]] | dict(data=str(root)))
-    before, folder = len(module.scan(cfg)["images"]), (root / SETS[name][2]).parent
-    shutil.move(folder, tmp_path / "elsewhere")
-    folder.symlink_to(tmp_path / "elsewhere")
-    assert len(module.scan(cfg)["images"]) == before > 2
-    scandir = os.scandir
-
-    def closed(path="."):
-        if os.path.realpath(path) == str(tmp_path / "elsewhere"):
-            raise PermissionError(13, "Permission denied", str(folder))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", closed)
-    assert str(folder) in start(tell, name, root)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -682,14 +651,13 @@ def test_a_disk_too_small_for_the_pictures(call, tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("paper", TINY)
-def test_a_run_folder_that_is_a_file(tell, tmp_path, paper):
+def test_a_run_folder_that_is_a_file(tell, tmp_path):
     (tmp_path / "run").write_text("a file")
-    assert "run" in tell(paper, "--train", "--scale", "small", "--run", "run", *tiny_flags(TINY[paper]))
+    assert "run" in tell("drgan", "--train", "--scale", "small", "--run", "run", *tiny_flags(TINY["drgan"]))
     assert (tmp_path / "run").read_text() == "a file"
 
 
-@pytest.mark.parametrize("paper", TINY)
+@pytest.mark.parametrize("paper", ["drgan", "iacyclegan"])
 def test_a_full_disk_keeps_the_last_checkpoint(tell, finished, tmp_path, monkeypatch, paper):
     shutil.copytree(finished(tell, paper), tmp_path / "run")
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("last.pt")}
@@ -741,11 +709,11 @@ def numbers(paper):
 @pytest.mark.parametrize(
     "paper, flag, values",
     [
-        *(
-            (paper, "--betas", values)
-            for paper in TINY
-            for values in (["2", ".9"], [".5", "1"], ["-1", ".9"], ["nan", ".9"], [".5"], [".5", ".9", ".9"])
-        ),
+        ("drgan", "--betas", ["2", ".9"]),
+        ("drgan", "--betas", [".5", "1"]),
+        ("drgan", "--betas", ["-1", ".9"]),
+        ("drgan", "--betas", ["nan", ".9"]),
+        ("drgan", "--betas", [".5", ".9", ".9"]),
         ("stargan", "--d-layers", ["20000"]),
         ("stargan", "--d-layers", ["30"]),
         ("stargan", "--residual-blocks", ["1000000"]),
@@ -771,16 +739,13 @@ def test_a_device_that_is_none(tell, device):
     assert f"--device {device}" in tell("stargan", "--train", "--scale", "small", "--device", device)
 
 
-@pytest.mark.parametrize("shift", [0, 3])
 @pytest.mark.parametrize("paper", TINY)
-def test_a_number_that_is_none(tell, tmp_path, paper, shift):
+def test_a_number_that_is_none(tell, tmp_path, paper):
     """Every numeric flag of every paper, refused by name. (Zero: in the papers' own tests, it means something
     else for each.)"""
     values = ["-1", "nan", "inf", "1e400", "", "0x10", "ten"]
     for k, (name, kind) in enumerate(numbers(paper)):
-        value = (
-            "10000000000000" if kind is int and (k + shift) % 4 == 0 else values[(k + shift) % len(values)]
-        )
+        value = "10000000000000" if kind is int and k % 4 == 0 else values[k % len(values)]
         flag = "--" + name.replace("_", "-")
         error = tell(paper, "--train", flag, value, "--device", "cpu")
         assert error and flag in error, (flag, value)

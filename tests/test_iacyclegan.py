@@ -14,7 +14,7 @@ from PIL import Image
 
 import common
 import iacyclegan as paper
-from conftest import in_turn
+from conftest import grads, in_turn
 from iacyclegan import Config
 from lab import UserError, authors, demos, judges, toysets
 from lab.bench import measured
@@ -23,6 +23,7 @@ from lab.claims import iacyclegan as claims
 from lab.files import load_checkpoint, read_jsonl
 from lab.images import padded
 from lab.run import Run
+from makers import cufs, picture
 
 TINY = dict(paper.SMALL, image_size=32, width=4, d_width=4, residual_blocks=1, people=8, steps=4,
             copy_steps=0, recogniser_steps=2, rounds=1, log_every=1, save_every=2, sample_every=2,
@@ -230,24 +231,6 @@ def test_a_recogniser_keeps_its_statistics_and_may_learn(tiny):
 
 # ---------------------------------------------------------------------------------------------- data
 
-def picture(path, seed=0, size=(20, 25)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return str(path)
-
-
-def cufs(root, n=8):
-    """CUHK student's names: photos and sketches that do not share one."""
-    for k in range(n):
-        sex = "fm"[k % 2]
-        picture(root / "train/photos" / f"{sex}-{k:03d}-01.jpg", k)
-        picture(root / "train/sketches" / f"{sex.upper()}2-{k:03d}-01-sz1.jpg", 50 + k)
-        picture(root / "test/photos" / f"{sex}1-{k:03d}-01.jpg", k)
-        picture(root / "test/sketches" / f"{sex}1-{k:03d}-01-sz1.jpg", 50 + k)
-    return root
-
-
 def test_scan_tells_pairs_and_memory(tiny, tmp_path):
     found = paper.scan(dataclasses.replace(tiny, data=str(cufs(tmp_path))))
     assert len(found["pairs"]) == 16 and sum(found["test"]) == 8 and not found["bad"]
@@ -255,7 +238,6 @@ def test_scan_tells_pairs_and_memory(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("make,message", [
-    (lambda root: picture(root / "a.jpg"), "0 pairs of photo and sketch"),
     (lambda root: [picture(root / "photos/a.jpg"), picture(root / "sketches/b.jpg")],
      "no single partner of the same name"),
 ])
@@ -319,10 +301,6 @@ def test_the_artist_draws_caricatures_from_memory(tiny):
 
 
 # ------------------------------------------------------------------------------------------ training
-
-def grads(net):
-    return sum(p.grad.abs().sum().item() for p in net.parameters() if p.grad is not None)
-
 
 def test_gradients_reach_exactly_the_networks_they_should(tiny, monkeypatch):
     seen, runs, backward = [], [], torch.Tensor.backward

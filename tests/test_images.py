@@ -5,47 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lab import UserError, images
+from lab import images
 from lab.run import Settings
-
-
-def test_open_image_makes_rgb_of_everything(tmp_path):
-    colour = Image.new("RGB", (4, 2), (200, 100, 50))
-    kinds = {
-        "grey": colour.convert("L"),
-        "palette": colour.convert("P"),
-        "rgba": colour.convert("RGBA"),
-        "one": colour.convert("1"),
-        "16": Image.fromarray(np.full((2, 4), 40000, np.uint16)),
-    }
-    for name, image in kinds.items():
-        image.save(tmp_path / f"{name}.png")
-        assert images.open_image(tmp_path / f"{name}.png").mode == "RGB"
-    assert images.open_image(tmp_path / "16.png").getpixel((0, 0))[0] == pytest.approx(155, abs=1)
-    colour.convert("CMYK").save(tmp_path / "cmyk.jpg")
-    assert images.open_image(tmp_path / "cmyk.jpg").mode == "RGB"
-    clear = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
-    clear.save(tmp_path / "clear.png")
-    assert images.open_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_open_image_turns_by_exif(tmp_path):
-    exif = Image.Exif()
-    exif[0x112] = 6
-    Image.new("RGB", (4, 2)).save(tmp_path / "a.jpg", exif=exif)
-    assert images.open_image(tmp_path / "a.jpg").size == (2, 4)
-
-
-def test_open_image_names_the_bad_file(tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(
-        tmp_path / "whole.jpg"
-    )
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])
-    (tmp_path / "empty.jpg").write_bytes(b"")
-    (tmp_path / "text.jpg").write_text("hello")
-    for name in ("cut.jpg", "empty.jpg", "text.jpg", "missing.jpg"):
-        with pytest.raises(UserError, match=name):
-            images.open_image(tmp_path / name)
 
 
 def test_picture_values_go_there_and_back():

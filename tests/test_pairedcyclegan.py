@@ -21,7 +21,7 @@ from lab.formats import makeup as formats
 from lab.images import rgb_to_lab, to_uint8
 from lab.run import Run
 from pairedcyclegan import Config
-from test_formats import mt_map
+from makers import close_faces, drawn, mt, picture, two_folders, write_pts
 
 TINY = dict(paper.SMALL, image_size=48, width=4, d_width=4, people=6, steps=10, batch_size=2,
             log_every=5, save_every=5, sample_every=5, device="cpu", amp=False)
@@ -204,15 +204,9 @@ def test_G_starts_near_the_source_and_stays_in_range():
 
 # ------------------------------------------------------------------------------------------ anchors, crops, W
 
-def landmarks(n=4, size=96, **fields):
-    faces = toyfaces.sample(n, 3, pose=.2, expression=False, makeup=False)
-    faces = faces.set(beard=0., glasses=0., zoom=1.4, shift=[0., .03], **fields)
-    return faces, toyfaces.landmarks(faces, size)
-
-
 @pytest.mark.parametrize("region", warp.REGIONS)
 def test_place_goes_there_and_back_upright(region):
-    _, points = landmarks(4)
+    _, points = close_faces(4)
     anchors = torch.stack([formats.anchors_of_points(p) for p in points])
     mirror, turn = torch.tensor([False, True, False, True]), torch.tensor([0., 0., 10., -10.])
     inner, to_picture, to_square = warp.place(anchors, region, 40, mirror, turn)
@@ -229,7 +223,7 @@ def test_place_goes_there_and_back_upright(region):
 
 
 def test_a_turned_picture_gives_the_same_crop():
-    _, points = landmarks(1)
+    _, points = close_faces(1)
     anchors = formats.anchors_of_points(points[0])[None]
     s, c = math.sin(.2), math.cos(.2)
     turned = (anchors - 48) @ torch.tensor([[c, s], [-s, c]]) + 48
@@ -273,7 +267,7 @@ def test_the_warped_reference_has_its_colours_in_the_places_of_the_source(tiny):
 
 
 def test_make_up_lies_below_the_brows_and_not_on_the_eyeballs():
-    _, points = landmarks(1, 120)
+    _, points = close_faces(1, 120)
     anchors = formats.anchors_of_points(points[0])[None]
     closed, turned = anchors.clone(), anchors.flip(2)                    # closed eyes; the picture transposed
     closed[:, [2, 3]], closed[:, [6, 7]] = closed[:, :2].mean(1)[:, None], closed[:, 4:6].mean(1)[:, None]
@@ -301,7 +295,7 @@ def test_blending_gives_the_skin_of_the_source():
 def test_a_change_laid_on_the_picture_comes_from_where_the_square_was_cut():
     coarse = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     picture = F.interpolate(coarse, (120, 120), mode="bicubic")
-    _, points = landmarks(1, 120)
+    _, points = close_faces(1, 120)
     anchors = formats.anchors_of_points(points[0])[None]
     for region in warp.REGIONS:
         _, to_picture, to_square = warp.place(anchors, region, 64, torch.ones(1, dtype=torch.bool))
@@ -372,43 +366,6 @@ def test_a_batch_is_cut_alike_and_the_true_pair_is_the_source_made_up(tiny):
     assert eyes[0].shape == (3, 3, 24, 24)
 
 
-def photo(path, seed=0, size=(70, 90), face=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if face is None:
-        array = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    else:
-        array = to_uint8(toyfaces.render(face, size[0]))[0].permute(1, 2, 0).numpy()
-    Image.fromarray(array).save(path)
-    return path
-
-
-def pts(path, points):
-    lines = "\n".join(f"{x + 1:.3f} {y + 1:.3f}" for x, y in points.tolist())
-    path.write_text(f"version: 1\nn_points: {len(points)}\n{{\n{lines}\n}}\n")
-
-
-def mt(root, n=4):
-    """MT as PSGAN lays it out; maps of another size than the pictures."""
-    faces, _ = landmarks(2 * n)
-    for k in range(2 * n):
-        kind, name = ("makeup", "non-makeup")[k % 2], f"p{k}.png"
-        photo(root / "images" / kind / name, size=(110, 110), face=faces[k])
-        label = root / "segs" / kind / name
-        label.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(mt_map(faces[k])).save(label)
-        with open(root / f"{kind}.txt", "a") as file:
-            file.write(f"{kind}/{name}\n")
-    return root
-
-
-def two_folders(root, n=4):
-    faces, _ = landmarks(2 * n)
-    for k in range(2 * n):
-        path = photo(root / ("before", "after")[k % 2] / f"{k}.jpg", size=(100, 100), face=faces[k])
-        pts(path.with_suffix(".pts"), toyfaces.landmarks(faces[k], 100)[0])
-    return root
-
-
 @pytest.mark.parametrize("make", [mt, two_folders])
 def test_photographs_are_cut_around_the_face_and_held_out(tiny, tmp_path, make):
     cfg = dataclasses.replace(tiny, data=str(make(tmp_path / "data")))
@@ -429,11 +386,8 @@ def test_photographs_are_cut_around_the_face_and_held_out(tiny, tmp_path, make):
 @pytest.mark.parametrize("spoil, message", [
     (lambda root: [p.unlink() for p in (root / "images/makeup").iterdir()],
      "pictures without make-up, 0 with"),
-    (lambda root: (root / "segs/makeup/p0.png").unlink(), "neither p0.pts beside it nor a map"),
-    (lambda root: Image.new("L", (96, 96)).save(root / "segs/makeup/p0.png"), "no two eyes"),
     (lambda root: Image.new("RGB", (96, 96)).save(root / "segs/makeup/p0.png"), "3 channels"),
     (lambda root: (root / "images/makeup/p2.png").write_bytes(b"?"), "not a readable picture"),
-    (lambda root: pts(root / "images/makeup/p0.pts", 900 + landmarks(1)[1][0]), "do not lie on the picture"),
     (lambda root: (root / "makeup.txt").write_text("/nowhere/x.png\n" + (root / "makeup.txt").read_text()),
      "names /nowhere/x.png, which is not there"),
 ])
@@ -617,9 +571,9 @@ def test_infer_puts_on_and_takes_off(tiny, tmp_path, monkeypatch):
     about = {"toy": True, "anchors": (data.bare.anchors.mean(0) / data.bare.images.shape[-1]).tolist()}
     nets = {"face": (lambda x, y: (x + .5).clamp(-1, 1), lambda x: (x - .5).clamp(-1, 1))}
     monkeypatch.setattr(paper, "load", lambda cfg: (nets, about))
-    faces, _ = landmarks(1)
-    a = photo(tmp_path / "a.png", size=(100, 100), face=faces[0])
-    b = photo(tmp_path / "b.png", seed=1)
+    faces, _ = close_faces(1)
+    a = drawn(tmp_path / "a.png", toyfaces.render(faces[0], 100))
+    b = picture(tmp_path / "b.png", 1, (70, 90))
     paper.infer(tiny, [str(a)], [str(b), str(b)], False, 1., str(tmp_path / "out"))
     paper.infer(tiny, [str(b)], [], True, .5, str(tmp_path / "out"))
     paper.infer(tiny, [str(a)], [str(b)], False, .5, str(tmp_path / "half"))
@@ -634,7 +588,7 @@ def test_infer_puts_on_and_takes_off(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(paper, "load", lambda cfg: (nets, {"toy": False}))
     with pytest.raises(UserError, match="no landmarks; put a.pts beside it"):
         paper.infer(tiny, [str(a)], [], True, 1., "")
-    pts(a.with_suffix(".pts"), 900 + landmarks(1)[1][0])
+    write_pts(a.with_suffix(".pts"), 900 + close_faces(1)[1][0])
     with pytest.raises(UserError, match="a.pts: its landmarks do not lie on the picture"):
         paper.infer(tiny, [str(a)], [], True, 1., "")
     for argv in ([[], False, 1.], [[str(b)], True, 1.], [[str(b)], False, 2.]):

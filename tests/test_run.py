@@ -1,7 +1,6 @@
 """A training goes on exactly, whatever interrupts it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -203,23 +202,6 @@ def test_the_checkpoint_of_another_paper_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "last.pt")
     with pytest.raises(UserError, match="holds list"):
         descend(settings(tmp_path, steps=8))
-
-
-def test_damaged_and_dangerous_checkpoints_are_refused(tmp_path):
-    descend(settings(tmp_path, steps=4))
-    whole = (tmp_path / "last.pt").read_bytes()
-    (tmp_path / "last.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="last.pt"):
-        descend(settings(tmp_path, steps=8))
-
-    class Evil:
-        def __reduce__(self):
-            return os.system, ("touch " + str(tmp_path / "owned"),)
-
-    torch.save({"x": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(UserError, match="evil.pt"):
-        load_checkpoint(tmp_path / "evil.pt")
-    assert not (tmp_path / "owned").exists()
 
 
 def test_log_says_nan(tmp_path):
