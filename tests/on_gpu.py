@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -187,15 +188,17 @@ class Report:
         self.end = self.begun + 60 * args.minutes
         self.folder, self.work = Path(args.out), Path(args.work)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = threading.Lock()
         self.content = {"command": " ".join(["python", "tests/on_gpu.py", *sys.argv[1:]])}
 
     def left(self):
         return self.end - time.monotonic()
 
     def note(self, section, name, value):
-        self.content.setdefault(section, {})[name] = value
-        self.content["seconds"] = round(time.monotonic() - self.begun)
-        (self.folder / "report.json").write_text(json.dumps(self.content, indent=1) + "\n")
+        with self.lock:
+            self.content.setdefault(section, {})[name] = value
+            self.content["seconds"] = round(time.monotonic() - self.begun)
+            (self.folder / "report.json").write_text(json.dumps(self.content, indent=1) + "\n")
         print(f"[{self.content['seconds']:4} s] {section}, {name}: {json.dumps(value)[:300]}", flush=True)
 
     def part(self, section, name, limit, *argv):
@@ -244,12 +247,14 @@ def run(command, limit, threads=None, **more):
         start_new_session=True,
         **more,
     )
-    for wait, ending in ((limit, signal.SIGTERM), (GRACE, signal.SIGKILL), (None, None)):
+    text = ""
+    for wait, ending in ((limit, signal.SIGTERM), (GRACE, signal.SIGKILL), (GRACE, None)):
         try:
             text, _ = process.communicate(timeout=wait)
             break
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, ending)
+            if ending:
+                os.killpg(process.pid, ending)
     if ending != signal.SIGTERM:
         return text, f"stopped after {limit:.0f} s"
     if process.returncode:
@@ -265,45 +270,57 @@ def cuda_tests(report, limit):
     which = ["-k", "cuda", "tests", "--ignore", "tests/test_notebooks.py"]
     if report.args.device == "cpu":
         which = ["tests/test_common.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", *which]
-    text, why = run(command, min(limit, report.left()), cwd=ROOT)
+    text, why = run([sys.executable, "-m", "pytest", "-v", "--maxfail=20", *which], limit, cwd=ROOT)
     report.log("tests", text)
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", text, re.M)
+    failed = [a or b for a, b in re.findall(r"^(\S+::.+?) (?:FAILED|ERROR)|^ERROR (\S+)$", text, re.M)]
     last = (text.strip().splitlines() or [""])[-1]
     value = {"last line": last, "failed": failed} | ({"reason": why} if why else {})
     report.note("tests", report.args.device, value)
 
 
 def mediums(report, seconds):
-    """The medium recipes, beside each other, then their evaluations."""
-    args, begun = report.args, time.monotonic()
-    evaluating = min(90, 0.3 * seconds)
-    training = seconds - evaluating - (0 if args.device == "cpu" else GRACE)
-    jobs = {model: medium_command(report, model, training) for model in args.models}
-    trained = together(report, jobs, training, "--train")
-    collect(report)
-    trained_in = round(time.monotonic() - begun)
-    evaluated = together(report, jobs, min(evaluating, report.left()), "--evaluate")
-    for model in args.models:
-        text, why = trained[model]
-        files = list((report.work / "runs" / model).glob("evaluation.json"))
-        flags = " ".join(jobs[model][jobs[model].index("paper") + 2 :])
-        value = {
-            "flags": re.sub(r"--(run|cache|device) \S+ ?", "", flags),
-            "seconds": trained_in,
-            "last line": re.findall(r"^step \d+/.*", text, re.M)[-1:],
-            "rows": json.loads(files[0].read_text())["rows"] if files else {},
-            "reasons": [reason for reason in (why, evaluated[model][1]) if reason],
-        }
-        report.note("medium", model, value)
-    collect(report)
+    """The medium recipes, each trained and then evaluated; on a GPU all at once, else one on each core."""
+    args = report.args
+    at_once = len(args.models) if args.device != "cpu" else min(len(args.models), os.cpu_count())
+    whole, threads = seconds * at_once / len(args.models), max(1, os.cpu_count() // at_once)
+
+    def one(model):
+        try:
+            medium(report, model, whole, threads)
+        except Exception as error:  # the others may do
+            report.note("medium", model, {"reason": f"{type(error).__name__}: {error}"[:300]})
+
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(one, args.models))
+
+
+def medium(report, model, seconds, threads):
+    """A medium recipe, noted once it is trained, and again once it is evaluated."""
+    begun, training = time.monotonic(), 0.7 * seconds
+    command = medium_command(report, model, training)
+    text, why = run([*command, "--train"], training, threads)
+    report.log(f"medium-{model}-train", text)
+    steps = r"^(round \d+|(?:stopped at )?step \d+(?: of |/)\d+)"
+    value = {
+        "flags": re.sub(r"--(run|cache|device) \S+ ?", "", " ".join(command[command.index("paper") + 2 :])),
+        "seconds": round(time.monotonic() - begun),
+        "last told": re.findall(steps, text, re.M)[-2:],
+        "reasons": [why] if why else [],
+    }
+    report.note("medium", model, value)
+    text, why = run([*command, "--evaluate"], max(1, seconds - (time.monotonic() - begun)), threads)
+    report.log(f"medium-{model}-evaluate", text)
+    file = report.work / "runs" / model / "evaluation.json"
+    rows = json.loads(file.read_text())["rows"] if file.exists() else {}
+    report.note("medium", model, value | {"rows": rows, "reasons": value["reasons"] + ([why] if why else [])})
 
 
 def medium_command(report, model, seconds):
     """A medium recipe, shortened to what some seconds beside the others allow."""
     args, (name, fixed) = report.args, MODELS[model]
     _, cfg = config(model, "medium", args)
-    share = min(1.0, seconds / 700)  # seven recipes beside each other took an H100 about 700 s
+    # beside each other the recipes took an H100 about 700 s, these two more; and they need a while to begin
+    share = min(1.0, max(0.02, (seconds - 40) / {"cyclegan": 1000, "iacyclegan": 1100}.get(model, 700)))
     steps = cfg.steps if args.tiny else round(share * cfg.steps)
     flags = ["--scale", "medium", "--device", args.device, "--steps", steps]
     flags += ["--run", report.work / "runs" / model, "--cache", report.work / "cache"]
@@ -320,34 +337,28 @@ def medium_command(report, model, seconds):
     return part_command(args, "paper", name, *flags)
 
 
-def together(report, jobs, seconds, mode):
-    """{model: (what its command printed, why it ended early)}; on a GPU all at once, else one a core."""
-    at_once = len(jobs) if report.args.device != "cpu" else min(len(jobs), os.cpu_count())
-    limit, threads = seconds * at_once / len(jobs), max(1, os.cpu_count() // at_once)
-
-    def one(model):
-        text, why = run([*jobs[model], mode], limit, threads)
-        report.log(f"medium-{model}{mode}", text)
-        return text, why
-
-    with ThreadPoolExecutor(at_once) as pool:
-        return dict(zip(jobs, pool.map(one, jobs), strict=True))
-
-
-def collect(report):
-    """sheets.zip and weights_*.zip, each under 16 MiB."""
+def collect_sheets(report):
+    """sheets.zip: pictures and logs."""
     runs = report.work / "runs"
     with archive(report.folder / "sheets.zip") as sheets:
-        for one in sorted(runs.glob("*")):
-            grids = sorted(one.rglob("samples/*.png"))[-1:]
-            told = [file for what in ("losses.png", "evaluation.png", "*.jsonl") for file in one.rglob(what)]
-            for file in grids + told:
-                sheets.write(file, "-".join(file.relative_to(runs).parts))
+        files = [file for folder in runs.rglob("samples") for file in sorted(folder.glob("*.png"))[-1:]]
+        for name in ("losses.png", "evaluation.png", "metrics.jsonl"):
+            files += runs.rglob(name)
+        for file in files:
+            sheets.write(file, "-".join(file.relative_to(runs).parts))
         for log in (report.work / "logs").glob("*.txt"):
             sheets.write(log, f"logs/{log.name}")
-    packs = [[]]
+
+
+def collect_weights(report):
+    """weights_*.zip, each under 16 MiB."""
+    runs, packs = report.work / "runs", [[]]
     for last in sorted(runs.rglob("last.pt")):
-        file = half_precision(last)
+        try:
+            file = half_precision(last)
+        except Exception as error:  # the others may do
+            report.note("weights", str(last.relative_to(runs)), {"reason": f"{error}"[:300]})
+            continue
         if sum(f.stat().st_size for f in [*packs[-1], file]) > MOST:
             packs.append([])
         packs[-1].append(file)
@@ -378,25 +389,27 @@ def half_precision(last):
 
 def main(args):
     report, want = Report(args), args.sections
-    share = args.minutes * 60 / 720  # of the limits below, which are for twelve minutes
     if "environment" in want:
         report.part("environment", args.device, 60, "environment")
     if "medium" in want:
         others = len(set(want) - {"environment", "medium"})
-        try:
-            mediums(report, report.left() * (0.55 if others else 0.95))
-        except Exception as error:  # the other sections may do
-            report.note("medium", "all", {"reason": f"{type(error).__name__}: {error}"[:300]})
-    if "tests" in want:
-        cuda_tests(report, 90 * share)
-    for section, models, limit in (
-        ("bench", MODELS, 60 * share),
-        ("authors", ("stargan", "pix2pix", "cyclegan"), 30 * share),
-        ("compile", ("stargan", "cyclegan"), 90 * share),
+        mediums(report, (report.left() - 30) * (0.55 if others else 1))
+        collect_weights(report)
+    parts = [("tests", args.device)] * ("tests" in want)
+    for section, models in (
+        ("bench", tuple(MODELS)),
+        ("authors", ("stargan", "pix2pix", "cyclegan")),
+        ("compile", ("stargan", "cyclegan")),
     ):
-        for model in models if section in want else ():
-            if model in args.models:
-                report.part(section, model, max(10, limit), section, model)
+        parts += [(section, model) for model in models if section in want and model in args.models]
+    shares = [3 if section == "tests" else 1 for section, _ in parts]
+    for k, (section, name) in enumerate(parts):  # what one leaves over is for those that follow
+        limit = (report.left() - 5) * shares[k] / sum(shares[k:])
+        if section == "tests" and limit >= 3:
+            cuda_tests(report, limit)
+        else:
+            report.part(section, name, limit, section, name)
+    collect_sheets(report)
     print(f"{report.folder}: " + ", ".join(sorted(p.name for p in report.folder.iterdir() if p.is_file())))
 
 

@@ -134,16 +134,20 @@ def grid(columns, lines):
 
 
 def on_gpu():
-    """What tests/on_gpu.py reported (on_gpu.json is its report.json), or the older table gpu.json."""
-    path = FOLDER / "on_gpu.json"
-    if not path.exists():
+    """What tests/on_gpu.py reported: its report.json as on_gpu.json, of a further call as on_gpu_2.json; without
+    one the older table gpu.json.
+    """
+    calls = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("on_gpu*.json"))]
+    if not calls:
         return measured("gpu", "On a GPU")
-    r = json.loads(path.read_text())
-    env = next(iter(r.get("environment", {"": {"reason": "environment not asked for"}}).values()))
+    r = {"command": "; ".join(call["command"] for call in calls)}
+    for name in ("environment", "bench", "authors", "compile", "medium"):
+        r[name] = {key: value for call in calls for key, value in call.get(name, {}).items()}
+    env = next(iter(r["environment"].values()), {"reason": "environment not asked for"})
     known = "{device}, PyTorch {torch}, commit {commit}" if "device" in env else "{reason}"
     text = f"\n## On a GPU\n\n`{r['command']}`, {known.format_map(env)}.\n\n"
     keys, lines = ("total ms", "GFLOP", "share of the matmul rate", "peak GiB"), []
-    for model, found in r.get("bench", {}).items():
+    for model, found in r["bench"].items():
         for scale in ("paper", "medium"):
             both = [found.get(scale, {}).get(precision, {}) for precision in ("bfloat16", "TF32")]
             cells = [" / ".join(str(p.get(k, "-")) for p in both) for k in keys]
@@ -151,8 +155,8 @@ def on_gpu():
     text += grid(["model", "recipe", *(f"{k}, bfloat16 / TF32" for k in keys), "ended early"], lines)
 
     lines = []
-    for model, a in r.get("authors", {}).items():
-        c = r.get("compile", {}).get(model, {})
+    for model, a in r["authors"].items():
+        c = r["compile"].get(model, {})
         ms = [a.get(k) for k in ("theirs ms", "ours, bfloat16, ms")]
         ms += [c.get(k) for k in ("compiled ms", "reduce-overhead ms")]
         lines.append([model, *ms, "; ".join(part["reason"] for part in (a, c) if "reason" in part)])
@@ -160,12 +164,11 @@ def on_gpu():
     text += grid(["model", "authors' manner", "ours", "compiled", "with CUDA graphs", "ended early"], lines)
 
     lines = []
-    for model, m in r.get("medium", {}).items():
+    for model, m in r["medium"].items():
         why = [*m.get("reasons", []), *([m["reason"]] if "reason" in m else [])]
-        logged = "".join(m.get("last line", [])).split()[1:2]
-        lines.append([model, *(logged or [None]), m.get("seconds"), "; ".join(why)])
+        lines.append([model, ", ".join(m.get("last told", [])), m.get("seconds"), "; ".join(why)])
     text += "\nThe medium recipes beside each other, as long as the time allowed:\n\n"
-    return text + grid(["model", "last logged step", "seconds of training", "ended early"], lines)
+    return text + grid(["model", "came to", "seconds of training", "ended early"], lines)
 
 
 def page():
