@@ -134,8 +134,8 @@ def grid(columns, lines):
 
 
 def on_gpu():
-    """What tests/on_gpu.py reported: its report.json as on_gpu.json, of a further call as on_gpu_2.json. Without
-    one: the older table gpu.json.
+    """What tests/on_gpu.py reported: its report.json as on_gpu.json, of a further call as on_gpu_2.json.
+    Without one: the older table gpu.json.
     """
     calls = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("on_gpu*.json"))]
     if not calls:
