@@ -8,7 +8,8 @@ One section after the other, each with a time limit; what fails is noted and the
 medium recipes, all at once, since each leaves most of the GPU idle, shortened to the time there is, stopped
 by the clock if need be, and evaluated; the tests marked cuda; the recipes timed; our steps beside the
 authors' manner, and compiled. DIR holds report.json from the first part on, sheets.zip with pictures and
-logs, and weights_*.zip with the generators in half precision; each file is under 16 MiB.
+logs, and weights_*.zip with the generators in half precision; each file is under 16 MiB. report.json, copied
+to notebooks/results as on_gpu.json, becomes a table of the results' page.
 """
 
 import argparse
