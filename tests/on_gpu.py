@@ -307,9 +307,12 @@ def medium(report, model, seconds, threads):
         "flags": re.sub(r"--(run|cache|device) \S+ ?", "", " ".join(command[command.index("paper") + 2 :])),
         "seconds": round(time.monotonic() - begun),
         "last told": re.findall(steps, text, re.M)[-2:],
+        "rows": {},
         "reasons": [why] if why else [],
     }
     report.note("medium", model, value)
+    if not list((report.work / "runs" / model).rglob("last.pt")):
+        return  # stopped before its first step
     text, why = run([*command, "--evaluate"], max(1, seconds - (time.monotonic() - begun)), threads)
     report.log(f"medium-{model}-evaluate", text)
     file = report.work / "runs" / model / "evaluation.json"
