@@ -2,7 +2,7 @@
 
     python tests/on_gpu.py --minutes 12 --out DIR
     python tests/on_gpu.py --minutes 6 --out DIR --sections medium --models gannotation stargan
-    python tests/on_gpu.py --minutes 2 --out DIR --device cpu --tiny        to see that it runs
+    python tests/on_gpu.py --minutes 5 --out DIR --device cpu --tiny        to see that it runs
 
 One section after the other, each with a time limit; what fails is noted and the next begins: environment; the
 medium recipes, all at once, since each leaves most of the GPU idle, shortened to the time there is, stopped
@@ -15,7 +15,7 @@ to notebooks/results as on_gpu.json, becomes a table of the results' page.
 import argparse
 import contextlib
 import dataclasses
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -75,8 +75,6 @@ def tiny(name):
 
 
 def part_environment(args):
-    import importlib.util
-
     import torch
 
     from lab.bench import matmul_rate
@@ -208,14 +206,16 @@ class Report:
         limit = min(limit, self.left())
         if limit < 3:
             return self.note(section, name, {"reason": "no time left"})
-        text, why = run(part_command(self.args, *argv), limit)
-        self.log(f"{section}-{name}", text)
+        text, why = self.run(f"{section}-{name}", part_command(self.args, *argv), limit)
         self.note(section, name, last_result(text) | ({"reason": why} if why else {}))
 
-    def log(self, name, text):
+    def run(self, name, *command, **more):
+        """run(), what it printed kept as logs/NAME.txt."""
+        text, why = run(*command, **more)
         folder = self.work / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.txt").write_text(text)
+        return text, why
 
 
 def last_result(text):
@@ -272,8 +272,8 @@ def cuda_tests(report, limit):
     which = ["-k", "cuda", "tests", "--ignore", "tests/test_notebooks.py"]
     if report.args.device == "cpu":
         which = ["tests/test_common.py"]
-    text, why = run([sys.executable, "-m", "pytest", "-v", "--maxfail=20", *which], limit, cwd=ROOT)
-    report.log("tests", text)
+    command = [sys.executable, "-m", "pytest", "-v", "--maxfail=20", *which]
+    text, why = report.run("tests", command, limit, cwd=ROOT)
     failed = [a or b for a, b in re.findall(r"^(\S+::.+?) (?:FAILED|ERROR)|^ERROR (\S+)$", text, re.M)]
     last = (text.strip().splitlines() or [""])[-1]
     value = {"last line": last, "failed": failed} | ({"reason": why} if why else {})
@@ -300,8 +300,7 @@ def medium(report, model, seconds, threads):
     """A medium recipe, noted once it is trained, and again once it is evaluated."""
     begun, training = time.monotonic(), 0.7 * seconds
     command = medium_command(report, model, training)
-    text, why = run([*command, "--train"], training, threads)
-    report.log(f"medium-{model}-train", text)
+    text, why = report.run(f"medium-{model}-train", [*command, "--train"], training, threads=threads)
     steps = r"^(round \d+|(?:stopped at )?step \d+(?: of |/)\d+)"
     value = {
         "flags": re.sub(r"--(run|cache|device) \S+ ?", "", " ".join(command[command.index("paper") + 2 :])),
@@ -313,8 +312,8 @@ def medium(report, model, seconds, threads):
     report.note("medium", model, value)
     if not list((report.work / "runs" / model).rglob("last.pt")):
         return  # stopped before its first step
-    text, why = run([*command, "--evaluate"], max(1, seconds - (time.monotonic() - begun)), threads)
-    report.log(f"medium-{model}-evaluate", text)
+    left = max(1, seconds - (time.monotonic() - begun))
+    _, why = report.run(f"medium-{model}-evaluate", [*command, "--evaluate"], left, threads=threads)
     file = report.work / "runs" / model / "evaluation.json"
     rows = json.loads(file.read_text())["rows"] if file.exists() else {}
     report.note("medium", model, value | {"rows": rows, "reasons": value["reasons"] + ([why] if why else [])})
